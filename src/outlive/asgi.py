@@ -1,0 +1,316 @@
+"""Pure ASGI middleware: counts connections, sees disconnects and tells their cause."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from outlive import connections
+from outlive.connections import UNMATCHED, Connection
+from outlive.observer import Observer
+from outlive.outcomes import Cause, State, Transport
+from outlive.routes import RouteTemplates
+from outlive.runner import Runner
+
+WATCH_INTERVAL = 0.4
+"""Seconds between two looks at which handlers haven't been receiving; after two such looks one is watched for."""
+
+
+class ConnectionMiddleware:
+    """Follows every connection from its start to the return of its handler.
+
+    Parameters:
+        pages: applications of Outlive's own by path; they answer before the app and count as no connection.
+        before: called ahead of each connection.
+        watch: whether a handler that doesn't receive is told of a disconnect (see `Channel`).
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        runner: Runner,
+        observer: Observer,
+        routes: Callable[[], Sequence[BaseRoute]],
+        pages: Mapping[str, ASGIApp],
+        before: Callable[[], None],
+        watch: bool,
+    ) -> None:
+        self.app = app
+        self._runner = runner
+        self._observer = observer
+        self._routes = routes
+        self._pages = pages
+        self._before = before
+        self._watch = watch
+        self._templates = RouteTemplates()
+        self._clean_context = Context()
+        self._channels: set[Channel] = set()
+        self._sweeping: asyncio.AbstractEventLoop | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        root_path = scope.get("root_path", "")
+        if scope["type"] == "http" and (page := self._pages.get(scope["path"].removeprefix(root_path))):
+            await page(scope, receive, send)
+            return
+
+        def template() -> str | None:
+            return self._templates.of(scope, self._routes(), root_path)
+
+        self._before()
+        loop = asyncio.get_running_loop()
+        channel = Channel(scope, receive, send, self._runner, self._observer, template, loop)
+        connection = channel.connection
+        token = connections.current.set(connection)
+        self._runner.connection_opened()
+        self._observer.connection_opened(connection.details)
+        if self._watch:
+            self._channels.add(channel)
+            self._sweep_soon(loop)
+        # When the loop comes round, the handler waits for something for the first time, so the router has chosen.
+        identify = loop.call_soon(channel.identify, context=self._clean_context)
+        try:
+            await self.app(scope, channel.receive, channel.send)
+        except BaseException as error:
+            channel.handler_raised(error)
+            raise
+        finally:
+            identify.cancel()
+            self._channels.discard(channel)
+            channel.handler_returned()
+            connections.current.reset(token)
+            self._runner.connection_closed()
+
+    def _sweep_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for all connections instead of one for each.
+        if self._sweeping is not loop:
+            self._sweeping = loop
+            loop.call_later(WATCH_INTERVAL, self._sweep, loop, context=self._clean_context)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        for channel in self._channels:
+            channel.watch_when_idle(self._clean_context)
+        self._sweeping = None
+        if self._channels:
+            self._sweep_soon(loop)
+
+
+class Channel:
+    """The messages of one connection.
+
+    It adds one look to each message: no copy, no task, no span. A handler that doesn't receive can't see a
+    disconnect, and most servers don't tell it when it sends. So once a handler hasn't been receiving for a while, a
+    receive is begun on its behalf; what arrives is kept for the handler's next receive. At most one message is
+    kept before the disconnect, so back-pressure stays. After a disconnect that it hasn't been told of, a handler's
+    send raises OSError, as ASGI wants it (specification of HTTP and WebSocket, "send" after a disconnect, 2.4).
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        runner: Runner,
+        observer: Observer,
+        template: Callable[[], str | None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._websocket = scope["type"] == "websocket"
+        transport = Transport.WEBSOCKET if self._websocket else Transport.HTTP
+        self.connection = Connection(scope.get("method", "GET"), transport, observer, loop.time)
+        self._receive = receive
+        self._send = send
+        self._runner = runner
+        self._observer = observer
+        self._template = template
+        self._loop = loop
+        self._identified = False
+        self._status: int | None = None
+        self._ended_at: float | None = None
+        self._receiving = False
+        self._received = 0
+        self._received_before = -1
+        self._watch: asyncio.Task[None] | None = None
+        self._kept: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._told = True
+        self._body_expected = not self._websocket and any(
+            name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
+        )
+        spec_version = scope.get("asgi", {}).get("spec_version", "2.0")
+        # Before 2.4 a send after a disconnect is silently dropped, and Starlette relies on either.
+        self._raises_on_send = self._websocket or tuple(map(int, spec_version.split("."))) >= (2, 4)
+
+    async def receive(self) -> Message:
+        """The handler's receive."""
+        if not self._identified:
+            self.identify()
+        self._received += 1
+        if self._watch is not None or self._kept:
+            message = await self._take()
+        else:
+            self._receiving = True
+            try:
+                message = await self._receive()
+            finally:
+                self._receiving = False
+            self._look_at(message)
+        if message["type"].endswith(".disconnect"):
+            self._told = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The handler's send."""
+        if not self._identified:
+            self.identify()
+        if not self._told and self._raises_on_send:
+            self._told = True
+            raise OSError("the client has gone")
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._status = message["status"]
+            if any(
+                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message.get("headers", ())
+            ):
+                self.connection.transport = Transport.SSE
+                self._tell_identity()
+        try:
+            await self._send(message)
+        except OSError:
+            self._disconnected(Cause.CLIENT_LOST)
+            self._told = True
+            raise
+        if kind == "websocket.close" or (
+            kind in ("http.response.body", "websocket.http.response.body")
+            and not message.get("more_body", False)
+        ):
+            self._end()
+
+    def identify(self) -> None:
+        """Learn the route, as soon as the router has chosen it."""
+        if not self._identified:
+            route = self._template()
+            if route is not None:
+                self.connection.route = route
+                self._tell_identity()
+
+    def _tell_identity(self) -> None:
+        self._identified = True
+        connection = self.connection
+        self._observer.connection_identified(connection.details, connection.route, connection.transport)
+
+    def _look_at(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "websocket.disconnect":
+            self._disconnected(_cause(message))
+        elif kind == "http.disconnect":
+            self._disconnected(Cause.CLIENT_LOST)
+        elif kind == "http.request" and not message.get("more_body", False):
+            self._body_expected = False
+
+    def _disconnected(self, cause: Cause) -> None:
+        if self._ended_at is None:
+            if not self._identified:
+                self.identify()
+            shutdown = self._runner.state is not State.OPEN
+            self.connection.disconnected(Cause.SERVER_SHUTDOWN if shutdown else cause)
+            self._end()
+
+    def _end(self) -> None:
+        if self._ended_at is None:
+            self._ended_at = self._loop.time()
+
+    def handler_raised(self, error: BaseException) -> None:
+        """The handler didn't return."""
+        if isinstance(error, asyncio.CancelledError):
+            # Nobody but the server cancels the call of an ASGI application.
+            self._disconnected(Cause.SERVER_SHUTDOWN)
+        elif self._websocket or self._status is not None:
+            self._disconnected(Cause.ERROR)
+        else:
+            # Nothing was sent: the middleware for server errors, outside of this one, answers in full.
+            self._status = 500
+
+    def handler_returned(self) -> None:
+        """The handler is done, in whatever way: close the connection's books."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._end()
+        self.identify()
+        if not self._identified:
+            self.connection.route = UNMATCHED
+            self._tell_identity()
+        connection = self.connection
+        for submit in connection.at_end:
+            submit()
+        assert self._ended_at is not None
+        duration = self._ended_at - connection.details.opened_at
+        self._observer.connection_closed(
+            connection.details, duration, self._status, None if self._websocket else duration
+        )
+        connection.handler_returned()
+
+    def watch_when_idle(self, context: Context) -> None:
+        """Begin to watch for a disconnect if the handler hasn't been receiving since the last call."""
+        if (
+            self._receiving
+            or self._watch is not None
+            or self._kept
+            or self._ended_at is not None
+            # A server may ask the client for the body as soon as it is received from: that is the handler's choice.
+            or self._body_expected
+        ):
+            return
+        if self._received == self._received_before:
+            self._watch = self._loop.create_task(self._keep(), name="outlive watch", context=context)
+        self._received_before = self._received
+
+    async def _keep(self) -> None:
+        try:
+            while True:
+                message = await self._receive()
+                self._kept.append(message)
+                if message["type"].endswith(".disconnect"):
+                    self._told = False
+                    self._look_at(message)
+                    return
+                self._look_at(message)
+                self._arrived.set()
+                if self._websocket or self._body_expected:
+                    return
+        except Exception:  # noqa: BLE001, S110 - the server will tell the handler itself, at its next receive
+            pass
+        finally:
+            self._watch = None
+            self._arrived.set()
+
+    async def _take(self) -> Message:
+        while not self._kept and self._watch is not None:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._kept:
+            return self._kept.popleft()
+        # The watch came to nothing: the server's receive raised, and shall tell the handler so itself.
+        return await self._receive()
+
+
+def _cause(message: Message) -> Cause:
+    """Why a WebSocket was disconnected, from what the servers tell.
+
+    1012 is what uvicorn tells at shutdown; 1006 never comes in a frame (RFC 6455, section 7.4.1). 1011 is the
+    server's own after an unanswered ping. 1005 is an empty close frame, unless no reason is told along with it: so
+    uvicorn with wsproto or websockets-sansio tells a lost transport.
+    """
+    code = message.get("code") or 1005
+    if code == 1012:
+        return Cause.SERVER_SHUTDOWN
+    if code in (1006, 1011) or (code == 1005 and "reason" not in message):
+        return Cause.CLIENT_LOST
+    return Cause.CLIENT_CLOSED

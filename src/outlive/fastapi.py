@@ -1,0 +1,347 @@
+"""Outlive: one object to declare tasks on and to install on an app."""
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from fastapi import Depends, FastAPI
+from opentelemetry import trace
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
+
+from outlive import connections
+from outlive.asgi import ConnectionMiddleware
+from outlive.connections import Connection
+from outlive.errors import DeclarationError, InstallError
+from outlive.observer import Limits, Observer, Observers, TraceMode
+from outlive.outcomes import State
+from outlive.pages import health_page, metrics_page, readiness_page
+from outlive.runner import Counts, Runner
+from outlive.scopes import Scope
+from outlive.tasks import Declared, Task, declare
+from outlive.telemetry.logs import Logs
+from outlive.telemetry.metrics import Metrics
+from outlive.telemetry.tracing import Tracing
+
+P = ParamSpec("P")
+R = TypeVar("R")
+logger = logging.getLogger("outlive")
+
+MOST_SCOPES = 1_000
+"""So many names of scopes are room for any program, and an end for one that makes them from data."""
+FLUSH_TIMEOUT = 1.0
+"""The part of the drain's budget that is kept for flushing telemetry, in seconds; a tenth of it at the most."""
+
+
+class Outlive:
+    """Runs work that must outlive its connection, and makes it visible.
+
+    Parameters:
+        drain_timeout: how long a stop may take from the lifespan's shutdown to the flushed telemetry, in seconds.
+        max_running: how many runs execute at once.
+        max_pending: how many runs wait for a slot; what comes on top is rejected.
+        cancel_grace: how long a cancelled run may take to end before it is stuck and let go, in seconds.
+        server_grace: how long the server itself waits for handlers before the lifespan's shutdown begins, in
+            seconds (uvicorn's `--timeout-graceful-shutdown`); for the warning about a budget that cannot work.
+        stop_grace: after how long the process is killed, in seconds (30 in Kubernetes, 10 in Docker, unless set).
+        watch: tell handlers that only send, and plain requests that take long, of a disconnect.
+        registry: the Prometheus registry to write to.
+        tracer_provider: the OpenTelemetry provider; by default the global one, at the time of the first span.
+        observers: further observers, told before the built-in ones.
+        metrics_path, health_path, readiness_path: where Outlive's own pages are; None leaves one out.
+        pages: further applications by path, which like Outlive's own count as no connection.
+
+    Raises:
+        DeclarationError: a bound or a time that cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        drain_timeout: float = 20.0,
+        max_running: int = 1_000,
+        max_pending: int = 10_000,
+        cancel_grace: float = 1.0,
+        server_grace: float = 0.0,
+        stop_grace: float | None = None,
+        watch: bool = True,
+        registry: CollectorRegistry = REGISTRY,
+        tracer_provider: trace.TracerProvider | None = None,
+        observers: Iterable[Observer] = (),
+        metrics_path: str | None = "/metrics",
+        health_path: str | None = "/healthz",
+        readiness_path: str | None = "/readyz",
+        pages: Mapping[str, ASGIApp] | None = None,
+    ) -> None:
+        for what, seconds in (("drain_timeout", drain_timeout), ("cancel_grace", cancel_grace)):
+            if not 0 < seconds < math.inf:
+                raise DeclarationError(
+                    f"{what} must be a positive, finite number of seconds, not {seconds!r}"
+                )
+        self._flush_timeout = min(FLUSH_TIMEOUT, drain_timeout / 10)
+        if drain_timeout <= cancel_grace + self._flush_timeout:
+            raise DeclarationError(
+                f"a drain_timeout of {drain_timeout:g} s leaves no time for runs: the cancel_grace takes "
+                f"{cancel_grace:g} s of it, and flushing telemetry {self._flush_timeout:g} s"
+            )
+        tracing = Tracing(tracer_provider)
+        # The tracing comes last: the others ask it for a run's ids while the run's span is still there.
+        self._observer = Observers(
+            [*observers, Metrics(registry, tracing.exemplar), Logs(tracing.ids), tracing]
+        )
+        self._runner = Runner(
+            Limits(max_running, max_pending), cancel_grace=cancel_grace, observer=self._observer
+        )
+        self._drain_timeout = drain_timeout
+        self._server_grace = server_grace
+        self._stop_grace = stop_grace
+        self._watch = watch
+        self._tracer_provider = tracer_provider
+        self._scopes: dict[str, Declared] = {}
+        self._installed = False
+        self._started_by_lifespan = False
+        self._pages = dict(pages or {})
+        for path, page in (
+            (metrics_path, metrics_page(registry)),
+            (health_path, health_page()),
+            (readiness_path, readiness_page(lambda: self.state)),
+        ):
+            if path is not None:
+                self._pages[path] = page
+
+    @property
+    def state(self) -> State:
+        """Open, draining or closed."""
+        return self._runner.state
+
+    @property
+    def counts(self) -> Counts:
+        """What became of all runs so far."""
+        return self._runner.counts
+
+    def task(
+        self,
+        *,
+        timeout: float,
+        name: str | None = None,
+        max_wait: float | None = None,
+        max_running: int | None = None,
+        max_pending: int | None = None,
+        trace: TraceMode = "auto",
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, R]]:
+        """Declare a task.
+
+        Parameters:
+            timeout: how long a run may execute, in seconds; required and finite.
+            name: the name in metrics, spans and logs; the function's by default.
+            max_wait: how long a run may wait for a slot, in seconds; the timeout by default.
+            max_running: how many runs of this task execute at once; only the runner's own bound by default.
+            max_pending: how many runs of this task wait for a slot; likewise.
+            trace: the parent of a run's span. "auto": the disconnect flow after a disconnect, the current span
+                before; "child": always the current span; "link": a trace of its own, linked to the current span.
+
+        Raises:
+            DeclarationError: the function isn't async, the name is taken, or a time or limit cannot work.
+
+        Example:
+            >>> outlive = Outlive(registry=CollectorRegistry())
+            >>> @outlive.task(timeout=5.0)
+            ... async def save_transcript(room: str, lines: list[str]) -> None: ...
+            >>> save_transcript
+            <Task 'save_transcript' timeout=5s>
+        """
+
+        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
+            details = declare(
+                getattr(function, "__name__", "") if name is None else name,
+                timeout=timeout,
+                max_wait=max_wait,
+                max_running=max_running,
+                max_pending=max_pending,
+                trace=trace,
+            )
+            declared = Task(self._runner, function, details)
+            self._runner.declare(declared)
+            return declared
+
+        return decorate
+
+    def scope(self, name: str, *, timeout: float) -> Scope:
+        """Shield a block in place, for at most `timeout` seconds: `async with outlive.scope("flush", timeout=2.0):`.
+
+        The block runs in its caller's task, so a native `Task.cancel()` still pierces it: see `Scope`, which also
+        tells what entering and leaving raise. The first use of a name declares it.
+
+        Raises:
+            DeclarationError: the name is a task's, had another timeout before, or is one too many.
+        """
+        declared = self._scopes.get(name)
+        if declared is None:
+            if len(self._scopes) >= MOST_SCOPES:
+                raise DeclarationError(
+                    f"{name!r} would be scope number {MOST_SCOPES + 1}: name scopes in code, not from data"
+                )
+            declared = Declared(declare(name, timeout=timeout))
+            self._runner.declare(declared)
+            self._scopes[name] = declared
+        elif declared.details.timeout != timeout:
+            raise DeclarationError(
+                f"scope {name!r} has a timeout of {declared.details.timeout:g} s elsewhere, not {timeout:g} s"
+            )
+        return Scope(self._runner, declared)
+
+    def install(self, app: FastAPI) -> None:
+        """Put Outlive into an app: beside its own lifespan, around its middleware, and with pages of its own.
+
+        The order of this and of other `add_middleware` calls doesn't matter: Outlive is the outermost, inside the
+        app's handling of server errors and any tracing around it.
+
+        Raises:
+            InstallError: the app has been started, or has an Outlive already, or this Outlive has an app.
+        """
+        if hasattr(app.state, "outlive"):
+            raise InstallError("this app has an Outlive already; install one, once")
+        if app.middleware_stack is not None:
+            raise InstallError("this app has been started; call outlive.install(app) where the app is made")
+        if self._installed:
+            raise InstallError("this Outlive is installed on another app; make one for each app")
+        app.state.outlive = self
+        self._installed = True
+        app.router.lifespan_context = partial(self._lifespan, app.router.lifespan_context)
+        middleware = Middleware(
+            ConnectionMiddleware,
+            runner=self._runner,
+            observer=self._observer,
+            routes=lambda: app.routes,
+            pages=self._pages,
+            before=self._open_without_lifespan,
+            watch=self._watch,
+        )
+        build = app.build_middleware_stack
+
+        def build_with_outlive_outermost() -> ASGIApp:
+            others = [other for other in app.user_middleware if other is not middleware]
+            app.user_middleware = [middleware, *others]
+            return build()
+
+        app.build_middleware_stack = build_with_outlive_outermost  # type: ignore[method-assign]
+
+    def begin_drain(self) -> None:
+        """Turn readiness red now, ahead of the lifespan's shutdown.
+
+        Servers run that only when their connections have ended; a load balancer wants to know before. Call it on
+        the event loop, from where the stop becomes known (`outlive serve` does). Runs are still accepted.
+        """
+        self._runner.begin_drain()
+
+    def warnings(self) -> list[str]:
+        """What in the budgets cannot work, a sentence each."""
+        found = []
+        if self._stop_grace is not None:
+            needed = self._drain_timeout + self._server_grace
+            if needed > self._stop_grace:
+                found.append(
+                    f"a stop may take {needed:g} s (server_grace {self._server_grace:g} s + drain_timeout "
+                    f"{self._drain_timeout:g} s) but the process is killed after {self._stop_grace:g} s (stop_grace)"
+                )
+        found.extend(
+            f"task {task.name!r} may run for {task.timeout:g} s, but a drain cancels what is left after "
+            f"{self._drain_timeout:g} s"
+            for task in (declared.details for declared in self._runner.declared)
+            if task.timeout > self._drain_timeout
+        )
+        return found
+
+    @asynccontextmanager
+    async def _lifespan(self, inner: Callable[[Any], Any], app: Any) -> AsyncGenerator[Any]:
+        self._started_by_lifespan = True
+        self._open()
+        try:
+            # Inside the app's own lifespan, so that its clients and pools are there until the last run has ended.
+            async with inner(app) as state:
+                try:
+                    yield state
+                finally:
+                    await self._runner.drain(self._drain_timeout - self._flush_timeout)
+        finally:
+            self._runner.close()
+            self._observer.closed()
+            await self._flush()
+
+    def _open(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise InstallError(
+                "Outlive works on asyncio only; run the app on an asyncio event loop"
+            ) from None
+        for warning in self.warnings():
+            logger.warning("budget: %s", warning)
+        self._runner.open()
+
+    def _open_without_lifespan(self) -> None:
+        """Some servers run no lifespan (daphne, a TestClient outside `with`); their apps must work all the same."""
+        if self._started_by_lifespan:
+            return
+        if self.state is State.CLOSED:
+            logger.warning("the server runs no lifespan: runs work, but nothing waits for them at the stop")
+        if self.state is State.CLOSED or not self._runner.is_on(asyncio.get_running_loop()):
+            self._open()
+
+    async def _flush(self) -> None:
+        provider = self._tracer_provider or trace.get_tracer_provider()
+        force_flush = getattr(provider, "force_flush", None)
+        if force_flush is None:
+            return
+        loop = asyncio.get_running_loop()
+        flushed = asyncio.Event()
+
+        def flush() -> None:
+            force_flush(int(self._flush_timeout * 1000))
+            with suppress(RuntimeError):  # nobody waits any more
+                loop.call_soon_threadsafe(flushed.set)
+
+        # A daemon thread: an exporter that hangs must hold up neither the event loop nor the process' end.
+        threading.Thread(target=flush, name="outlive flush", daemon=True).start()
+        try:
+            async with asyncio.timeout(self._flush_timeout):
+                await flushed.wait()
+        except TimeoutError:
+            logger.warning("telemetry wasn't flushed within %g s", self._flush_timeout)
+
+
+class AfterDisconnectTasks:
+    """Tasks to submit when the connection has ended."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add_task(self, task: Task[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Submit the task, with these arguments, when the connection has ended and its handler has returned.
+
+        That holds for any end: the client left, the server stops, the handler raised, or all went well. The tasks
+        are submitted in the order added, each on its own: one that fails or is rejected disturbs none after it.
+
+        Raises:
+            TypeError: `task` isn't a declared task.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"add_task takes a task declared with @outlive.task(...), not {task!r}")
+        self._connection.at_end.append(partial(task.submit, *args, **kwargs))
+
+
+async def _after_disconnect() -> AfterDisconnectTasks:
+    connection = connections.current.get()
+    if connection is None:
+        raise InstallError("AfterDisconnect needs an app with Outlive: call outlive.install(app)")
+    return AfterDisconnectTasks(connection)
+
+
+AfterDisconnect = Annotated[AfterDisconnectTasks, Depends(_after_disconnect)]
+"""Annotate a handler's parameter with it, as with FastAPI's BackgroundTasks: `after: AfterDisconnect`."""

@@ -1,0 +1,53 @@
+"""The words of the field as types: how a run ends, what a connection is, why it is lost."""
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """How a run ended. Every run gets exactly one."""
+
+    COMPLETED = "completed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    REJECTED = "rejected"
+
+
+class State(StrEnum):
+    """Where a process is on its way from start to stop."""
+
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class Transport(StrEnum):
+    """What carries a connection."""
+
+    WEBSOCKET = "websocket"
+    SSE = "sse"
+    HTTP = "http"
+
+
+class Cause(StrEnum):
+    """Why a connection ended before the server had finished it."""
+
+    CLIENT_CLOSED = "client_closed"
+    """A close frame came."""
+    CLIENT_LOST = "client_lost"
+    """The transport went away."""
+    SERVER_SHUTDOWN = "server_shutdown"
+    """The server ended it because the process stops."""
+    ERROR = "error"
+    """The handler raised."""
+
+
+class Rejection(StrEnum):
+    """Why a run was rejected."""
+
+    CLOSED = "closed"
+    """The process isn't open: not started yet, or already drained."""
+    FULL = "full"
+    """`max_running` runs execute and `max_pending` wait."""
+    TASK_FULL = "task_full"
+    """The task's own limits are reached."""

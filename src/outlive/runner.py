@@ -1,0 +1,466 @@
+"""The runner: it owns runs, bounds them, gives each one outcome, and drains them at the end."""
+
+import asyncio
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+from typing import Any, TypeVar
+
+from outlive import connections
+from outlive.errors import DeclarationError
+from outlive.observer import Limits, Observer, RunDetails, RunEnd
+from outlive.outcomes import Outcome, Rejection, State
+from outlive.tasks import Declared, Run, check_limit, has_slot
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of all runs so far: `submitted == sum(outcomes.values()) + running + pending`, at every moment."""
+
+    submitted: int
+    outcomes: dict[Outcome, int]
+    running: int
+    pending: int
+    stuck: int
+    """Runs that have their outcome and still haven't ended."""
+
+
+class Runner:
+    """Runs tasks outside of their callers.
+
+    Everything happens on one event loop, the one that `open` was called on; only `submit` and `cancel` may be called
+    from other threads, and hand over to it.
+    """
+
+    def __init__(self, limits: Limits, *, cancel_grace: float, observer: Observer) -> None:
+        check_limit("max_running", limits.max_running, 1)
+        check_limit("max_pending", limits.max_pending, 0)
+        self.limits = limits
+        self.state = State.CLOSED
+        self.connections = 0
+        self.submitted = 0
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.running = 0
+        self.pending = 0
+        self._cancel_grace = cancel_grace
+        self._observer = observer
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # The runner's own callbacks run in it, so that no request's trace leaks into them.
+        self._clean_context = Context()
+        self._declared: dict[str, Declared] = {}
+        # The strong reference that makes the runner the owner: the event loop itself keeps weak ones only.
+        self._live: set[Run[Any]] = set()
+        self._stuck: set[Run[Any]] = set()
+        self._waiting: dict[Declared, None] = {}
+        self._starting = False
+        self._changed: asyncio.Future[None] | None = None
+        # Guards what happens while no event loop is there to order it: rejections from threads.
+        self._closed_lock = threading.Lock()
+
+    @property
+    def counts(self) -> Counts:
+        """The numbers of this moment."""
+        return Counts(self.submitted, dict(self.outcomes), self.running, self.pending, len(self._stuck))
+
+    @property
+    def declared(self) -> list[Declared]:
+        """Every declaration, in order."""
+        return list(self._declared.values())
+
+    def declare(self, declared: Declared) -> None:
+        """Take up a declaration.
+
+        Raises:
+            DeclarationError: the name is taken.
+        """
+        name = declared.details.name
+        if name in self._declared:
+            raise DeclarationError(
+                f"two tasks are named {name!r}: their metrics and traces could not be told apart; pass name="
+            )
+        self._declared[name] = declared
+        self._observer.task_declared(declared.details)
+
+    def find(self, name: str) -> Declared | None:
+        """The declaration of that name."""
+        return self._declared.get(name)
+
+    def open(self) -> None:
+        """Accept runs from now on, on the running event loop, with a clean tracker."""
+        self._loop = asyncio.get_running_loop()
+        for run in list(self._live):
+            # Left by an event loop that was closed under the runner: they can't end by themselves any more.
+            self._settle(run, run._verdict or Outcome.CANCELLED)
+        for run in list(self._stuck):
+            self._let_go(run)
+        self.connections = 0
+        self.state = State.OPEN
+        self._observer.opened(self.limits)
+
+    def is_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether that is the loop that the runs execute on."""
+        return self._loop is loop
+
+    # Submitting and starting
+
+    def submit(self, declared: Declared, call: Callable[[], Coroutine[Any, Any, R]]) -> Run[R]:
+        """Run `call` in a copy of the caller's context. From any thread; never raises, never blocks."""
+        run = Run(self, declared, call, copy_context(), connections.current.get())
+        if self._is_here():
+            self._admit(run)
+        else:
+            self._hand_over(run)
+        return run
+
+    def enter(self, declared: Declared, stop: Callable[[], object]) -> Run[None]:
+        """Begin a run whose work is its caller's own block, which `stop` must cancel. It never waits for a slot."""
+        run: Run[None] = Run(self, declared, None, None, connections.current.get())
+        run._stop = stop
+        self._admit(run)
+        return run
+
+    def leave(self, run: Run[None], error: BaseException | None) -> None:
+        """The block of an entered run is over."""
+        self._work_ended(run, error)
+
+    def _is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def _now(self) -> float:
+        # A run that is rejected before the first start has no event loop, but a time all the same.
+        return time.monotonic() if self._loop is None else self._loop.time()
+
+    def _call_later(
+        self, delay: float, callback: Callable[[Run[Any]], None], run: Run[Any]
+    ) -> asyncio.TimerHandle:
+        assert self._loop is not None
+        return self._loop.call_later(delay, callback, run, context=self._clean_context)
+
+    def _hand_over(self, run: Run[Any]) -> None:
+        if self._loop is not None and self.state is not State.CLOSED:
+            try:
+                self._loop.call_soon_threadsafe(self._admit, run, context=self._clean_context)
+            except RuntimeError:  # the loop was closed in this very moment
+                pass
+            else:
+                return
+        with self._closed_lock:
+            self._count_in(run)
+            self._reject(run, Rejection.CLOSED)
+
+    def _count_in(self, run: Run[Any]) -> None:
+        self.submitted += 1
+        run._submitted_at = self._now()
+        flow = None
+        if run._connection is not None:
+            flow = run._connection.join_flow()
+            if flow is None:
+                run._connection = None
+        run._details = RunDetails(run._task.details, run._context, flow)
+        self._observer.run_submitted(run._details)
+
+    def _admit(self, run: Run[Any]) -> None:
+        # Everything is counted before anything can be awaited: fifty submits in one step see each other.
+        self._count_in(run)
+        refusal = self._refusal(run)
+        if refusal is not None:
+            self._reject(run, refusal)
+            return
+        self._live.add(run)
+        if self._can_start(run._task):
+            self._start(run, queued=False)
+        else:
+            self._queue(run)
+
+    def _can_start(self, declared: Declared) -> bool:
+        return self._has_slot and declared.has_slot
+
+    @property
+    def _has_slot(self) -> bool:
+        return has_slot(self.running, len(self._stuck), self.limits.max_running)
+
+    def _refusal(self, run: Run[Any]) -> Rejection | None:
+        declared = run._task
+        if self.state is State.CLOSED:
+            return Rejection.CLOSED
+        if self._can_start(declared):
+            return None
+        if run._call is None:
+            return Rejection.TASK_FULL if self._has_slot else Rejection.FULL
+        if self.pending >= self.limits.max_pending:
+            return Rejection.FULL
+        own_limit = declared.details.max_pending
+        return None if own_limit is None or len(declared.waiting) < own_limit else Rejection.TASK_FULL
+
+    def _reject(self, run: Run[Any], reason: Rejection) -> None:
+        run._reason = reason
+        self._settle(run, Outcome.REJECTED)
+
+    def _queue(self, run: Run[Any]) -> None:
+        assert run._details is not None
+        run._sequence = self.submitted
+        run._task.waiting[run] = None
+        self._waiting[run._task] = None
+        self.pending += 1
+        run._timer = self._call_later(run._task.details.max_wait, self._waited_too_long, run)
+        self._observer.run_queued(run._details)
+
+    def _unqueue(self, run: Run[Any]) -> None:
+        del run._task.waiting[run]
+        if not run._task.waiting:
+            del self._waiting[run._task]
+        self.pending -= 1
+        assert run._timer is not None
+        run._timer.cancel()
+
+    def _start_waiting(self) -> None:
+        # An eager task factory can end a run before create_task returns, and so come here again from within.
+        if self._starting:
+            return
+        self._starting = True
+        try:
+            while self._waiting and self._has_slot and self.state is not State.CLOSED:
+                heads = [next(iter(declared.waiting)) for declared in self._waiting if declared.has_slot]
+                if not heads:
+                    return
+                first = min(heads, key=lambda run: run._sequence)
+                self._unqueue(first)
+                self._start(first, queued=True)
+        finally:
+            self._starting = False
+
+    def _start(self, run: Run[Any], *, queued: bool) -> None:
+        assert self._loop is not None
+        assert run._details is not None
+        details = run._task.details
+        run._started_at = self._now()
+        self.running += 1
+        run._task.running += 1
+        run._timer = self._call_later(details.timeout, self._deadline_passed, run)
+        self._observer.run_started(run._details, run._started_at - run._submitted_at, queued)
+        if run._call is None:
+            return
+        work = self._work(run)
+        try:
+            run._work = self._loop.create_task(work, name=details.name, context=run._context)
+        except Exception as error:  # noqa: BLE001 - the application's own task factory raised; the run must still end
+            work.close()
+            self._work_ended(run, error)
+        else:
+            run._stop = run._work.cancel
+            run._work.add_done_callback(partial(self._work_done, run), context=self._clean_context)
+
+    async def _work(self, run: Run[Any]) -> None:
+        assert run._call is not None
+        try:
+            run._result = await run._call()
+        except BaseException as error:
+            self._work_ended(run, error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        else:
+            self._work_ended(run, None)
+
+    def _work_done(self, run: Run[Any], work: asyncio.Task[None]) -> None:
+        if work.cancelled():
+            # Cancelled before its first step: not one line of it ever ran.
+            self._work_ended(run, asyncio.CancelledError())
+
+    # Ending
+
+    def cancel(self, run: Run[Any]) -> bool:
+        """Cancel a run, from any thread. Tell whether there was anything to cancel."""
+        if run.outcome is not None:
+            return False
+        if self._is_here():
+            self._cancel(run)
+        else:
+            assert self._loop is not None
+            try:
+                self._loop.call_soon_threadsafe(self._cancel, run, context=self._clean_context)
+            except RuntimeError:  # the loop is closed, and with it the run is over
+                return False
+        return True
+
+    def absorbed(self, run: Run[Any]) -> None:
+        """A cancellation hit whoever waits for the run."""
+        if run.outcome is None and run._details is not None:
+            self._observer.cancellation_absorbed(run._details)
+
+    def _cancel(self, run: Run[Any]) -> None:
+        if run._started_at is not None:
+            self._stop(run, Outcome.CANCELLED)
+        elif run.outcome is None:
+            self._settle(run, Outcome.CANCELLED)
+
+    def _waited_too_long(self, run: Run[Any]) -> None:
+        self._settle(run, Outcome.TIMED_OUT)
+
+    def _deadline_passed(self, run: Run[Any]) -> None:
+        assert run._details is not None
+        self._observer.deadline_passed(run._details)
+        self._stop(run, Outcome.TIMED_OUT)
+
+    def _stop(self, run: Run[Any], verdict: Outcome) -> None:
+        if run._verdict is not None or run.outcome is not None:
+            return
+        # From here on the work can't become completed: what swallows its cancellation and returns early has not
+        # done what it was asked for.
+        run._verdict = verdict
+        assert run._timer is not None
+        run._timer.cancel()
+        run._timer = self._call_later(self._cancel_grace, self._give_up, run)
+        assert run._stop is not None
+        run._stop()
+
+    def _give_up(self, run: Run[Any]) -> None:
+        assert run._verdict is not None
+        assert run._details is not None
+        self._stuck.add(run)
+        run._task.stuck += 1
+        self._observer.run_stuck(run._details, "".join(traceback.format_list(_stack(run._work))))
+        self._settle(run, run._verdict)
+
+    def _let_go(self, run: Run[Any]) -> None:
+        assert run._details is not None
+        self._stuck.discard(run)
+        run._task.stuck -= 1
+        self._observer.run_unstuck(run._details)
+        self._start_waiting()
+
+    def _work_ended(self, run: Run[Any], error: BaseException | None) -> None:
+        if run in self._stuck:
+            self._let_go(run)
+        elif run.outcome is None:
+            run._error = error
+            if run._verdict is not None:
+                self._settle(run, run._verdict)
+            elif error is None:
+                self._settle(run, Outcome.COMPLETED)
+            elif isinstance(error, asyncio.CancelledError):
+                self._settle(run, Outcome.CANCELLED)
+            else:
+                self._settle(run, Outcome.FAILED)
+
+    def _settle(self, run: Run[Any], outcome: Outcome) -> None:
+        assert run._details is not None
+        now = self._now()
+        wait, duration = now - run._submitted_at, None
+        if run._started_at is not None:
+            wait, duration = run._started_at - run._submitted_at, now - run._started_at
+            self.running -= 1
+            run._task.running -= 1
+            assert run._timer is not None
+            run._timer.cancel()
+        elif run in run._task.waiting:
+            self._unqueue(run)
+        self._live.discard(run)
+        self.outcomes[outcome] += 1
+        run.outcome = outcome
+        run._call = None
+        self._observer.run_ended(run._details, RunEnd(outcome, wait, duration, run._error, run._reason))
+        self._wake(run)
+        if run._connection is not None:
+            run._connection.leave_flow()
+        self._start_waiting()
+        self._note_change()
+
+    def _wake(self, run: Run[Any]) -> None:
+        waiters, run._waiters = run._waiters, []
+        for waiter in waiters:
+            loop = waiter.get_loop()
+            if loop is self._loop and not loop.is_closed():
+                _resolve(waiter)
+            else:
+                with suppress(RuntimeError):  # its loop is closed, so nobody waits there
+                    loop.call_soon_threadsafe(_resolve, waiter)
+
+    # Connections and drains
+
+    def connection_opened(self) -> None:
+        """A handler starts. The drain waits for it, since what it does at its end may still submit runs."""
+        self.connections += 1
+
+    def connection_closed(self) -> None:
+        """A handler has returned."""
+        self.connections -= 1
+        self._note_change()
+
+    def begin_drain(self) -> None:
+        """Turn red now; runs are still accepted."""
+        if self.state is State.OPEN:
+            self.state = State.DRAINING
+            self._observer.drain_started()
+
+    async def drain(self, timeout: float) -> None:
+        """Let connections and runs end, then cancel what is left; all within `timeout` seconds.
+
+        Runs are accepted until no handler is left and nothing runs or waits, both at the same time, or until the
+        budget less the cancel grace is spent.
+        """
+        started = self._now()
+        self.begin_drain()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(started + max(0.0, timeout - self._cancel_grace)):
+                    while self.connections or self._live:
+                        await self._change()
+        finally:
+            left = self.close()
+        while self._live:  # each of them ends, or is given up within the cancel grace
+            await self._change()
+        stuck = sorted(run.name for run in self._stuck)
+        self._observer.drain_ended(self._now() - started, len(left), stuck)
+
+    def close(self) -> list[Run[Any]]:
+        """Accept no more runs, cancel what is there, and tell what that was."""
+        self.state = State.CLOSED
+        left = list(self._live)
+        for run in left:
+            self._cancel(run)
+        return left
+
+    async def _change(self) -> None:
+        assert self._loop is not None
+        self._changed = self._loop.create_future()
+        try:
+            await self._changed
+        finally:
+            self._changed = None
+
+    def _note_change(self) -> None:
+        if self._changed is not None:
+            _resolve(self._changed)
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _stack(work: asyncio.Task[None] | None) -> list[traceback.FrameSummary]:
+    """Where suspended work hangs, outermost first.
+
+    `asyncio.Task.get_stack` gives only the outermost frame of a suspended coroutine.
+    """
+    return list(traceback.StackSummary.extract(_suspended_frames(work)))
+
+
+def _suspended_frames(work: asyncio.Task[None] | None) -> Iterator[tuple[FrameType, int]]:
+    awaited: Any = None if work is None else work.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            yield frame, frame.f_lineno
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)

@@ -1,0 +1,1 @@
+"""Observers that make runs, disconnects and drains visible."""
