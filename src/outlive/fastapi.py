@@ -19,7 +19,7 @@ from outlive import connections
 from outlive.asgi import ConnectionMiddleware
 from outlive.connections import Connection
 from outlive.errors import DeclarationError, InstallError
-from outlive.observer import Limits, Observer, Observers, TraceMode
+from outlive.observer import Limits, Observer, Observers, TaskDetails, TraceMode
 from outlive.outcomes import State
 from outlive.pages import health_page, metrics_page, readiness_page
 from outlive.runner import Counts, Runner
@@ -124,6 +124,11 @@ class Outlive:
     def counts(self) -> Counts:
         """What became of all runs so far."""
         return self._runner.counts
+
+    @property
+    def tasks(self) -> list[TaskDetails]:
+        """Every task and every scope used so far, in the order of declaration."""
+        return [declared.details for declared in self._runner.declared]
 
     def task(
         self,
@@ -253,7 +258,7 @@ class Outlive:
         found.extend(
             f"task {task.name!r} may run for {task.timeout:g} s, but a drain cancels what is left after "
             f"{self._drain_timeout:g} s"
-            for task in (declared.details for declared in self._runner.declared)
+            for task in self.tasks
             if task.timeout > self._drain_timeout
         )
         return found
@@ -272,6 +277,16 @@ class Outlive:
         finally:
             self._runner.close()
             self._observer.closed()
+            counts = self.counts
+            # The account of the process, where whoever finds its last words looks for it.
+            logger.info(
+                "closed",
+                extra={
+                    "submitted": counts.submitted,
+                    "outcomes": {str(outcome): number for outcome, number in counts.outcomes.items()},
+                    "stuck": counts.stuck,
+                },
+            )
             await self._flush()
 
     def _open(self) -> None:

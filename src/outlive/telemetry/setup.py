@@ -9,12 +9,14 @@ from typing import Any, Literal
 import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.propagate import set_global_textmap
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from structlog.types import EventDict, Processor
 
 from outlive.errors import OutliveError
+from outlive.telemetry.propagation import LinkRemote, UntrustedTraceContext
 from outlive.telemetry.tracing import ids
 
 
@@ -22,7 +24,9 @@ class TelemetryError(OutliveError):
     """An `OTEL_*` variable asks for something that isn't here."""
 
 
-def set_up_tracing(service_name: str, processors: Iterable[SpanProcessor] = ()) -> TracerProvider:
+def set_up_tracing(
+    service_name: str, processors: Iterable[SpanProcessor] = (), *, trust_clients: bool = False
+) -> TracerProvider:
     """Make a tracer provider, and make it the global one unless there is one already.
 
     `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_SDK_DISABLED` and the `OTEL_BSP_*` and
@@ -32,6 +36,8 @@ def set_up_tracing(service_name: str, processors: Iterable[SpanProcessor] = ()) 
     Parameters:
         service_name: the name to go by where `OTEL_SERVICE_NAME` doesn't tell another.
         processors: further span processors, such as a `FlowBuffer`.
+        trust_clients: continue the traces that clients tell, instead of starting new ones that link to them; for
+            a service that only your own services can reach.
 
     Raises:
         TelemetryError: `OTEL_TRACES_EXPORTER` or `OTEL_EXPORTER_OTLP_PROTOCOL` names what this set-up doesn't have.
@@ -43,6 +49,9 @@ def set_up_tracing(service_name: str, processors: Iterable[SpanProcessor] = ()) 
         resource = resource.merge(Resource({SERVICE_NAME: service_name}))
     # Not at exit: the drain flushes what there is, within its budget, and an exit must not wait for a dead backend.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    if not trust_clients:
+        set_global_textmap(UntrustedTraceContext())
+        provider.add_span_processor(LinkRemote())
     for processor in processors:
         provider.add_span_processor(processor)
     exporter = _exporter()

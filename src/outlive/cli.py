@@ -1,0 +1,260 @@
+"""The command `outlive`."""
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+try:
+    import typer
+    from rich.console import Console, RenderableType
+except ModuleNotFoundError as missing:  # the library without its extras
+    sys.exit(f"the command line needs {missing.name}: pip install 'outlive[service]'")
+
+if TYPE_CHECKING:
+    from outlive_service.demo import Demo
+
+app = typer.Typer(
+    name="outlive",
+    help="Async work that must outlive its connection: finished, bounded and visible.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+WRONG_SETTINGS = 2
+"""The exit status for what is wrong with the caller's words or settings."""
+LOOK_INTERVAL = 0.5
+"""Seconds from one look at the service to the next."""
+
+Clients = Annotated[int, typer.Option(min=1, max=20_000, help="Simulated people.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the people's choices repeatable.")]
+Seconds = Annotated[
+    float | None, typer.Option(min=0.1, help="End after so many seconds; without it, at Ctrl-C.")
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weight", metavar="BEHAVIOUR=N", help="How often a behaviour is chosen; repeatable."),
+]
+
+
+def fail(message: str, status: int = WRONG_SETTINGS) -> NoReturn:
+    """Say what is wrong and leave."""
+    typer.echo(message, err=True)
+    raise typer.Exit(status)
+
+
+@app.command()
+def serve() -> None:
+    """Run the service. Its settings are environment variables: see `outlive check`."""
+    from outlive.errors import OutliveError
+    from outlive_service.app import service
+    from outlive_service.server import serve as run
+    from outlive_service.settings import Settings, SettingsError, load_settings
+
+    try:
+        settings = load_settings(Settings)
+        application = service(settings)
+    except (SettingsError, OutliveError) as error:
+        fail(str(error))
+    run(
+        application,
+        host=settings.host,
+        port=settings.port,
+        graceful_timeout=settings.graceful_timeout,
+        shutdown_delay=settings.shutdown_delay,
+        ws_ping_interval=settings.ws_ping_interval,
+        ws_ping_timeout=settings.ws_ping_timeout,
+    )
+
+
+@app.command()
+def partner() -> None:
+    """Run the partner: the outside API that the service calls, with faults to order (PARTNER_* variables)."""
+    from outlive.errors import OutliveError
+    from outlive_service.partner import service as application
+    from outlive_service.server import serve as run
+    from outlive_service.settings import PartnerSettings, SettingsError, load_settings
+
+    try:
+        settings = load_settings(PartnerSettings)
+        run(application(settings), host=settings.host, port=settings.port, graceful_timeout=1)
+    except (SettingsError, OutliveError) as error:
+        fail(str(error))
+
+
+@app.command()
+def check() -> None:
+    """Check the settings and the budgets of a stop. The exit status is 0 only if they can work."""
+    from prometheus_client import CollectorRegistry
+
+    from outlive.errors import OutliveError
+    from outlive_service.app import create_app
+    from outlive_service.settings import Settings, SettingsError, load_settings
+
+    try:
+        settings = load_settings(Settings)
+        outlive = create_app(settings, registry=CollectorRegistry()).state.outlive
+    except (SettingsError, OutliveError) as error:
+        fail(str(error))
+    server_grace = float(settings.graceful_timeout or 0)
+    typer.echo(
+        f"a stop takes at most {settings.shutdown_delay + server_grace + settings.drain_timeout:g} s: shutdown_delay "
+        f"{settings.shutdown_delay:g} s + graceful_timeout {server_grace:g} s + drain_timeout {settings.drain_timeout:g} s; "
+        f"the process is killed after {settings.stop_grace:g} s (stop_grace)"
+    )
+    for task in outlive.tasks:
+        typer.echo(f"task {task.name}: timeout {task.timeout:g} s")
+    warnings = outlive.warnings()
+    if settings.graceful_timeout is None:
+        typer.echo("note: graceful_timeout is unset, so uvicorn waits for open streams without a limit")
+    for warning in warnings:
+        typer.echo(f"wrong: {warning}", err=True)
+    if warnings:
+        raise typer.Exit(1)
+    typer.echo("the settings are fine")
+
+
+@app.command()
+def traffic(
+    url: Annotated[str, typer.Argument(help="Where the service is, such as http://127.0.0.1:8000.")],
+    clients: Clients = 40,
+    seed: Seed = None,
+    seconds: Seconds = None,
+    weight: Weights = None,
+) -> None:
+    """Send clients that come, talk and vanish in every way."""
+    from outlive_service.traffic import Traffic
+
+    async def run() -> None:
+        people = Traffic(url, clients, seed, weights=read_weights(weight), remember=False)
+        on_signals(people.stop)
+        await people.run(seconds)
+        numbers = people.numbers
+        for behaviour in sorted(numbers.started):
+            typer.echo(
+                f"{behaviour}: {numbers.started[behaviour]} visits, {numbers.unstarted[behaviour]} not let in"
+            )
+        if people.gone:
+            fail(f"{url} doesn't answer; is the service running?", 1)
+
+    try:
+        asyncio.run(run())
+    except ValueError as error:
+        fail(str(error))
+
+
+@app.command()
+def demo(
+    clients: Clients = 40,
+    seed: Seed = None,
+    seconds: Seconds = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print nothing but the account, as JSON.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Save the last picture of the terminal as SVG.", dir_okay=False)
+    ] = None,
+    weight: Weights = None,
+) -> None:
+    """Run the service, its partner and traffic, look at them live, and draw up the account at the end.
+
+    The exit status is 0 only if every run has its outcome and nothing that the clients are owed is missing or
+    doubled in the database and the partner's records.
+    """
+    from outlive_service.demo import Demo, DemoError
+
+    try:
+        play = Demo(clients, seed, read_weights(weight))
+        asyncio.run(perform(play, seconds, quiet=as_json, picture=picture))
+    except (DemoError, ValueError) as error:
+        fail(str(error), 1)
+    account = play.account
+    if account is None:
+        fail("the demo was stopped before there was an account", 1)
+    if as_json:
+        typer.echo(json.dumps(account.as_json()))
+    if not account.balanced:
+        raise typer.Exit(1)
+
+
+async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: Path | None) -> None:
+    """Play the demo, with or without a live view."""
+    import httpx
+    from rich.live import Live
+
+    from outlive_service.demo import Observatory
+    from outlive_service.terminal import account_view, save_picture, view
+
+    console = Console(stderr=quiet)
+    last: RenderableType | None = None
+    async with play.running():
+        addresses = play.addresses
+        began = time.monotonic()
+        console.print(
+            f"service {addresses.service} (process {addresses.service_pid}), partner {addresses.partner}, "
+            f"seed {play.traffic.seed}",
+            highlight=False,
+        )
+        on_signals(play.traffic.stop)
+        visits = asyncio.create_task(play.traffic.run(seconds))
+        observatory = Observatory(addresses.service)
+        async with httpx.AsyncClient() as client:
+            if quiet:
+                await visits
+            else:
+                with Live(console=console, auto_refresh=False, transient=True) as live:
+                    while not visits.done():
+                        look = await observatory.look(client)
+                        flows = max(1, (console.height - 14) // 5)
+                        last = view(addresses, look, time.monotonic() - began, seconds, flows)
+                        live.update(last, refresh=True)
+                        await asyncio.wait([visits], timeout=LOOK_INTERVAL)
+                last = view(addresses, await observatory.look(client), time.monotonic() - began, seconds, 3)
+                console.print(last)
+            await visits
+        console.print(
+            "draining …" if not play.traffic.gone else "the service has gone; drawing up the account …"
+        )
+    if play.account is not None:
+        console.print(account_view(play.account))
+        if picture is not None and last is not None:
+            save_picture(picture, last, account_view(play.account))
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at the first Ctrl-C or SIGTERM; the second one does what it always does."""
+    loop = asyncio.get_running_loop()
+
+    def once() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # no such handlers on Windows
+            loop.add_signal_handler(number, once)
+
+
+def read_weights(words: list[str] | None) -> dict[str, float]:
+    """Read BEHAVIOUR=N.
+
+    Raises:
+        ValueError: what isn't of that form.
+    """
+    weights = {}
+    for word in words or ():
+        name, equals, number = word.partition("=")
+        if not equals:
+            raise ValueError(f"--weight takes BEHAVIOUR=N, such as room-abort=3, not {word!r}")
+        weights[name] = float(number)
+    return weights
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,315 @@
+"""The demo: the service, its partner and traffic, and an honest account at the end."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from outlive_service.account import (
+    Account,
+    AnswerRow,
+    Counters,
+    Database,
+    ExportRow,
+    SessionRow,
+    balance,
+    read_counters,
+)
+from outlive_service.store import Bill, Store, Transcript
+from outlive_service.traffic import Traffic
+
+SERVICE_PORT = 8000
+PARTNER_PORT = 8001
+START_TIMEOUT = 30.0
+"""Seconds for a process to answer."""
+STOP_TIMEOUT = 40.0
+"""Seconds for a process to stop: its whole drain, and then some."""
+LINES_BEFORE = 300
+"""Lines that each client has said before the demo begins, so that a report has something to tell."""
+
+# A partner with bad days, so that there is something to see: answers that come late, not at all, or as errors.
+PARTNER = {
+    "PARTNER_NOTICES_LATENCY": "0.05",
+    "PARTNER_NOTICES_ERROR_RATE": "0.08",
+    "PARTNER_NOTICES_HANG_RATE": "0.05",
+    "PARTNER_CHARGES_LATENCY": "0.02",
+    "PARTNER_CHARGES_ERROR_RATE": "0.05",
+    "PARTNER_TOKEN_INTERVAL": "0.03",
+}
+# Everything a little shorter than in production, so that it happens while one looks.
+SERVICE = {
+    "NOTIFY_TIMEOUT": "1.5",
+    "DEPARTURE_GRACE": "1.5",
+    "WS_PING_INTERVAL": "1",
+    "WS_PING_TIMEOUT": "1",
+    "EXPORT_PAGE": "20",
+    "EXPORT_PAGE_INTERVAL": "0.05",
+    "LIVE": "true",
+    "LOG_FORMAT": "json",
+}
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where things are."""
+
+    service: str
+    partner: str
+    service_pid: int
+    folder: Path
+
+
+class Process:
+    """A process of the demo, its output in a file."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.pid = process.pid
+        self.log = log
+        self._process = process
+
+    @classmethod
+    async def start(cls, command: str, environment: Mapping[str, str], log: Path) -> "Process":
+        """Start `outlive COMMAND`."""
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "outlive",
+                command,
+                env={**os.environ, **environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # A Ctrl-C at the terminal is for the demo, which then stops its processes in order.
+                start_new_session=True,
+            )
+        return cls(process, log)
+
+    @property
+    def running(self) -> bool:
+        """Whether it hasn't ended."""
+        return self._process.returncode is None
+
+    async def answers(self, url: str) -> None:
+        """Wait for its first answer.
+
+        Raises:
+            DemoError: it ended, or didn't answer in time.
+        """
+        async with httpx.AsyncClient() as client:
+            deadline = time.monotonic() + START_TIMEOUT
+            while self.running and time.monotonic() < deadline:
+                with suppress(httpx.TransportError):
+                    await client.get(url, timeout=1.0)
+                    return
+                await asyncio.sleep(0.1)
+        why = "ended" if not self.running else f"did not answer within {START_TIMEOUT:g} s"
+        raise DemoError(f"a process of the demo {why}; its last words:\n{self.last_words()}")
+
+    async def stop(self) -> None:
+        """Ask it to stop, and wait until it has."""
+        with suppress(ProcessLookupError):
+            if self.running:
+                self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+            raise DemoError(f"a process of the demo didn't stop within {STOP_TIMEOUT:g} s") from None
+
+    def last_words(self) -> str:
+        """The end of its output."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+class Demo:
+    """The processes and the traffic of one demo.
+
+    Parameters:
+        clients: simulated people.
+        seed: makes their choices repeatable.
+        weights: how often a behaviour is chosen, for those named.
+    """
+
+    def __init__(self, clients: int, seed: int | None, weights: Mapping[str, float]) -> None:
+        self._clients = clients
+        self._seed = seed
+        self._weights = weights
+        self.account: Account | None = None
+        self.flows: list[dict[str, Any]] = []
+        self.traffic: Traffic
+        self.addresses: Addresses
+        self._service: Process
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start everything; at the end stop the traffic's service, draw up the account, stop the rest.
+
+        Raises:
+            DemoError: something could not be started or stopped.
+        """
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outlive-demo-")))
+            partner_port, service_port = free_port(PARTNER_PORT), free_port(SERVICE_PORT)
+            partner_url, service_url = (f"http://127.0.0.1:{port}" for port in (partner_port, service_port))
+            seed = {} if self._seed is None else {"PARTNER_SEED": str(self._seed)}
+            partner = await Process.start(
+                "partner", {**PARTNER, **seed, "PARTNER_PORT": str(partner_port)}, folder / "partner.log"
+            )
+            stack.push_async_callback(partner.stop)
+            database_url = os.environ.get("DATABASE_URL", f"sqlite:///{folder / 'demo.db'}")
+            await self._fill(database_url)
+            self._service = await Process.start(
+                "serve",
+                {
+                    **SERVICE,
+                    "PORT": str(service_port),
+                    "PARTNER_URL": partner_url,
+                    "UPSTREAM_URL": partner_url,
+                    "DATABASE_URL": database_url,
+                    "FINAL_METRICS_FILE": str(folder / "final.prom"),
+                },
+                folder / "service.log",
+            )
+            stack.push_async_callback(self._service.stop)
+            await partner.answers(f"{partner_url}/faults")
+            await self._service.answers(f"{service_url}/readyz")
+            self.addresses = Addresses(service_url, partner_url, self._service.pid, folder)
+            self.traffic = Traffic(service_url, self._clients, self._seed, weights=self._weights)
+            yield
+            await self._service.stop()
+            self.account = await self._draw_up(database_url, partner_url, folder)
+
+    async def _fill(self, database_url: str) -> None:
+        store = await Store(database_url).create()
+        try:
+            for client in range(self._clients):
+                name = f"client-{client}"
+                lines = [f"what {name} said before, line {n}" for n in range(LINES_BEFORE)]
+                await store.save_session(Transcript(os.urandom(16).hex(), "before", name, lines))
+        finally:
+            await store.close()
+
+    async def _draw_up(self, database_url: str, partner_url: str, folder: Path) -> Account:
+        final = folder / "final.prom"
+        closed = last_event(self._service.log, "closed")
+        if closed is None or not final.exists():
+            raise DemoError(
+                f"the service ended without an account; its last words:\n{self._service.last_words()}"
+            )
+        counters = read_counters(final.read_text())
+        async with httpx.AsyncClient() as client:
+            records = (await client.get(f"{partner_url}/records", timeout=30.0)).json()
+        account = balance(self.traffic.sights, await read_database(database_url), records, counters)
+        return with_submissions(account, closed)
+
+
+def with_submissions(account: Account, closed: Mapping[str, Any]) -> Account:
+    """Check the service's own count of submissions, which its metrics don't have, against the outcomes."""
+    submitted = closed["submitted"]
+    wrong = []
+    if submitted != sum(account.outcomes.values()):
+        wrong.append(f"{submitted} runs submitted, but {sum(account.outcomes.values())} outcomes")
+    if closed["outcomes"] != dict(account.outcomes):
+        wrong.append(f"the runner counted {closed['outcomes']}, its metrics {dict(account.outcomes)}")
+    return replace(account, submitted=submitted, errors=(*account.errors, *wrong))
+
+
+async def read_database(url: str) -> Database:
+    """Read all rows that the account is about."""
+    store = await Store(url).create()
+    try:
+        return Database(
+            sessions=[SessionRow(row.id, row.room, row.user, row.lines) for row in await store.sessions()],
+            answers=[
+                AnswerRow(row.id, row.tokens, row.finished, "charged" if row.bill is Bill.CHARGED else "due")
+                for row in await store.answers()
+            ],
+            exports=[ExportRow(row.id, row.released_at is not None) for row in await store.exports()],
+        )
+    finally:
+        await store.close()
+
+
+def last_event(log: Path, event: str) -> dict[str, Any] | None:
+    """The last line of a log of JSON lines that tells of an event."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and found.get("event") == event:
+                return found
+    return None
+
+
+def free_port(wanted: int) -> int:
+    """The wanted TCP port on loopback, or another one if it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            # As uvicorn does: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise DemoError("no TCP port is free on 127.0.0.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the service tells of itself at one moment."""
+
+    state: str
+    counters: Counters
+    gauges: Mapping[str, float]
+    flows: list[dict[str, Any]]
+
+
+class Observatory:
+    """Looks at a service from outside, as Prometheus and a browser would."""
+
+    def __init__(self, service_url: str) -> None:
+        self._url = service_url
+        self._last: Look | None = None
+
+    async def look(self, client: httpx.AsyncClient) -> Look | None:
+        """The present state; the last known one while the service doesn't answer."""
+        try:
+            metrics = (await client.get(f"{self._url}/metrics", timeout=5.0)).text
+            state = (await client.get(f"{self._url}/readyz", timeout=5.0)).json()["state"]
+            flows = (await client.get(f"{self._url}/outlive/flows?most=12", timeout=5.0)).json()["flows"]
+        except (httpx.HTTPError, ValueError, KeyError):
+            return None if self._last is None else replace(self._last, state="closed")
+        self._last = Look(state, read_counters(metrics), read_gauges(metrics), flows)
+        return self._last
+
+
+def read_gauges(text: str) -> dict[str, float]:
+    """Sums of the service's gauges by name, and of its connections by transport."""
+    sums: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line.startswith(
+            ("outlive_connections{", "outlive_runs_running", "outlive_runs_pending", "outlive_runs_stuck")
+        ):
+            continue
+        series, _, value = line.rpartition(" ")
+        name = series.partition("{")[0]
+        if name == "outlive_connections":
+            name = series.partition('transport="')[2].partition('"')[0]
+        sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
