@@ -71,55 +71,56 @@ class Addresses:
     service: str
     partner: str
     service_pid: int
-    folder: Path
 
 
 class Process:
     """A process of the demo, its output in a file."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, url: str) -> None:
         self.pid = process.pid
         self.log = log
+        self.url = url
         self._process = process
 
     @classmethod
-    async def start(cls, command: str, environment: Mapping[str, str], log: Path) -> "Process":
-        """Start `outlive COMMAND`."""
-        with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "outlive",
-                command,
-                env={**os.environ, **environment},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # A Ctrl-C at the terminal is for the demo, which then stops its processes in order.
-                start_new_session=True,
-            )
-        return cls(process, log)
+    async def start(
+        cls, command: str, port_variable: str, wanted_port: int, environment: Mapping[str, str], log: Path
+    ) -> "Process":
+        """Start `outlive COMMAND` on the wanted port, or on any other if that one is taken.
+
+        Raises:
+            DemoError: it ended, or didn't listen in time.
+        """
+        ports = [wanted_port, 0] if is_free(wanted_port) else [0]
+        for port in ports:
+            with log.open("wb") as output:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "outlive",
+                    command,
+                    env={**os.environ, **environment, port_variable: str(port)},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    # A Ctrl-C at the terminal is for the demo, which then stops its processes in order.
+                    start_new_session=True,
+                )
+            # Its own words, not an answer at the port: that could be another process's.
+            deadline = time.monotonic() + START_TIMEOUT
+            while process.returncode is None and time.monotonic() < deadline:
+                if listening := last_event(log, "listening"):
+                    return cls(process, log, f"http://{listening['host']}:{listening['port']}")
+                await asyncio.sleep(0.05)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        raise DemoError(f"`outlive {command}` didn't start; its last words:\n{last_words(log)}")
 
     @property
     def running(self) -> bool:
         """Whether it hasn't ended."""
         return self._process.returncode is None
-
-    async def answers(self, url: str) -> None:
-        """Wait for its first answer.
-
-        Raises:
-            DemoError: it ended, or didn't answer in time.
-        """
-        async with httpx.AsyncClient() as client:
-            deadline = time.monotonic() + START_TIMEOUT
-            while self.running and time.monotonic() < deadline:
-                with suppress(httpx.TransportError):
-                    await client.get(url, timeout=1.0)
-                    return
-                await asyncio.sleep(0.1)
-        why = "ended" if not self.running else f"did not answer within {START_TIMEOUT:g} s"
-        raise DemoError(f"a process of the demo {why}; its last words:\n{self.last_words()}")
 
     async def stop(self) -> None:
         """Ask it to stop, and wait until it has."""
@@ -133,10 +134,6 @@ class Process:
             self._process.kill()
             await self._process.wait()
             raise DemoError(f"a process of the demo didn't stop within {STOP_TIMEOUT:g} s") from None
-
-    def last_words(self) -> str:
-        """The end of its output."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
 
 
 class Demo:
@@ -167,35 +164,29 @@ class Demo:
         """
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outlive-demo-")))
-            partner_port, service_port = free_port(PARTNER_PORT), free_port(SERVICE_PORT)
-            partner_url, service_url = (f"http://127.0.0.1:{port}" for port in (partner_port, service_port))
             seed = {} if self._seed is None else {"PARTNER_SEED": str(self._seed)}
             partner = await Process.start(
-                "partner", {**PARTNER, **seed, "PARTNER_PORT": str(partner_port)}, folder / "partner.log"
+                "partner", "PARTNER_PORT", PARTNER_PORT, {**PARTNER, **seed}, folder / "partner.log"
             )
             stack.push_async_callback(partner.stop)
             database_url = os.environ.get("DATABASE_URL", f"sqlite:///{folder / 'demo.db'}")
             await self._fill(database_url)
+            environment = {
+                **SERVICE,
+                "PARTNER_URL": partner.url,
+                "UPSTREAM_URL": partner.url,
+                "DATABASE_URL": database_url,
+                "FINAL_METRICS_FILE": str(folder / "final.prom"),
+            }
             self._service = await Process.start(
-                "serve",
-                {
-                    **SERVICE,
-                    "PORT": str(service_port),
-                    "PARTNER_URL": partner_url,
-                    "UPSTREAM_URL": partner_url,
-                    "DATABASE_URL": database_url,
-                    "FINAL_METRICS_FILE": str(folder / "final.prom"),
-                },
-                folder / "service.log",
+                "serve", "PORT", SERVICE_PORT, environment, folder / "service.log"
             )
             stack.push_async_callback(self._service.stop)
-            await partner.answers(f"{partner_url}/faults")
-            await self._service.answers(f"{service_url}/readyz")
-            self.addresses = Addresses(service_url, partner_url, self._service.pid, folder)
-            self.traffic = Traffic(service_url, self._clients, self._seed, weights=self._weights)
+            self.addresses = Addresses(self._service.url, partner.url, self._service.pid)
+            self.traffic = Traffic(self._service.url, self._clients, self._seed, weights=self._weights)
             yield
             await self._service.stop()
-            self.account = await self._draw_up(database_url, partner_url, folder)
+            self.account = await self._draw_up(database_url, partner.url, folder)
 
     async def _fill(self, database_url: str) -> None:
         store = await Store(database_url).create()
@@ -212,7 +203,7 @@ class Demo:
         closed = last_event(self._service.log, "closed")
         if closed is None or not final.exists():
             raise DemoError(
-                f"the service ended without an account; its last words:\n{self._service.last_words()}"
+                f"the service ended without an account; its last words:\n{last_words(self._service.log)}"
             )
         counters = read_counters(final.read_text())
         async with httpx.AsyncClient() as client:
@@ -258,16 +249,21 @@ def last_event(log: Path, event: str) -> dict[str, Any] | None:
     return None
 
 
-def free_port(wanted: int) -> int:
-    """The wanted TCP port on loopback, or another one if it is taken."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            # As uvicorn does: a port whose last connections are still closing is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return int(probe.getsockname()[1])
-    raise DemoError("no TCP port is free on 127.0.0.1")
+def last_words(log: Path) -> str:
+    """The end of a process's output."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a TCP port of this machine."""
+    with socket.socket() as probe:
+        # As uvicorn does: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)

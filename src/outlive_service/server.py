@@ -1,6 +1,7 @@
 """Running an app by uvicorn, with a readiness that turns red as soon as the stop is known."""
 
 import asyncio
+import logging
 import socket
 from contextlib import suppress
 from types import FrameType
@@ -9,6 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from outlive import Outlive
+
+logger = logging.getLogger("outlive_service")
 
 
 class DrainingServer(uvicorn.Server):
@@ -32,9 +35,13 @@ class DrainingServer(uvicorn.Server):
         self._signalled = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and note the event loop."""
+        """Start, and tell where: the port may have been left to the system to choose."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                host, port, *_ = listener.getsockname()
+                logger.info("listening", extra={"host": host, "port": port})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn red, and stop when the delay is over."""

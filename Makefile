@@ -1,0 +1,59 @@
+# Everything here needs Python 3.11+ and make, and sets up .venv by itself.
+
+PYTHON ?= python3
+# The locked requirements, with hashes, of what is run and of what is worked on.
+BIN := .venv/bin
+WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
+
+.PHONY: help demo test lint types bench lock picture clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the service, its partner and traffic, live in this terminal"
+	@echo "make test    the whole suite"
+	@echo "make lint    ruff"
+	@echo "make types   mypy, strict"
+	@echo "make bench   (later: see CHANGELOG.md)"
+	@echo "make lock    renew requirements/ from pyproject.toml"
+
+.venv/pyvenv.cfg:
+	@$(PYTHON) -c '$(WANTED)'
+	$(PYTHON) -m venv .venv
+
+.venv/.service: .venv/pyvenv.cfg requirements/build.txt requirements/service.txt pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt -r requirements/service.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.service requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+demo: .venv/.service
+	$(BIN)/outlive demo $(ARGS)
+
+test: .venv/.dev
+	$(BIN)/pytest -n auto $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+bench:
+	@echo "There are no benchmarks yet: they come with issue 5 of 5 (see CHANGELOG.md)." >&2; exit 1
+
+# Locked for every platform and Python 3.11+, with no index address in the files.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" $(LOCK_ARGS)
+lock: .venv/.dev
+	$(COMPILE) pyproject.toml --extra service -o requirements/service.txt
+	$(COMPILE) --group build -o requirements/build.txt
+	$(COMPILE) pyproject.toml --extra service --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
+
+picture: .venv/.service
+	$(BIN)/outlive demo --seconds 12 --seed 7 --picture docs/demo.svg
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
