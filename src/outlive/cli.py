@@ -207,15 +207,17 @@ async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: 
             if quiet:
                 await visits
             else:
+                flows = max(1, (console.height - 14) // 5)
                 with Live(console=console, auto_refresh=False, transient=True) as live:
                     while not visits.done():
                         look = await observatory.look(client)
-                        flows = max(1, (console.height - 14) // 5)
-                        last = view(addresses, look, time.monotonic() - began, seconds, flows)
-                        live.update(last, refresh=True)
+                        elapsed = time.monotonic() - began
+                        live.update(view(addresses, look, elapsed, seconds, flows), refresh=True)
+                        if seconds is None or elapsed < seconds:
+                            last = view(addresses, look, elapsed, seconds, 4)
                         await asyncio.wait([visits], timeout=LOOK_INTERVAL)
-                last = view(addresses, await observatory.look(client), time.monotonic() - began, seconds, 3)
-                console.print(last)
+                look = await observatory.look(client)
+                console.print(view(addresses, look, time.monotonic() - began, seconds, 3))
             await visits
         console.print(
             "draining …" if not play.traffic.gone else "the service has gone; drawing up the account …"

@@ -91,7 +91,7 @@ def take(answer: Answer, line: str, max_tokens: int) -> None:
     Raises:
         ValidationError: an event that is no OpenAI chunk.
     """
-    if not line.startswith("data:"):
+    if answer.finished or not line.startswith("data:"):
         return
     data = line.removeprefix("data:").strip()
     if data == "[DONE]":

@@ -288,7 +288,7 @@ class Observatory:
         try:
             metrics = (await client.get(f"{self._url}/metrics", timeout=5.0)).text
             state = (await client.get(f"{self._url}/readyz", timeout=5.0)).json()["state"]
-            flows = (await client.get(f"{self._url}/outlive/flows?most=12", timeout=5.0)).json()["flows"]
+            flows = (await client.get(f"{self._url}/outlive/flows?most=50", timeout=5.0)).json()["flows"]
         except (httpx.HTTPError, ValueError, KeyError):
             return None if self._last is None else replace(self._last, state="closed")
         self._last = Look(state, read_counters(metrics), read_gauges(metrics), flows)

@@ -55,7 +55,12 @@ def exports_router(outlive: Outlive, settings: Settings) -> APIRouter:
 
     async def pages(read: ReadPage[Used], user: str) -> AsyncGenerator[list[Used]]:
         last = None
-        while page := await read(user, last, settings.export_page):
+        while True:
+            # A query that is cancelled in the middle costs the pool a connection.
+            async with outlive.scope("read_page", timeout=settings.page_timeout):
+                page = await read(user, last, settings.export_page)
+            if not page:
+                return
             yield page
             last = page[-1]
             await asyncio.sleep(settings.export_page_interval)

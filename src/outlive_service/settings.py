@@ -99,6 +99,7 @@ class Settings(BaseSettings):
         default=18.0,
         description="Seconds for bill_tokens: the wait for the save, every attempt, and the note of it.",
     )
+    page_timeout: Seconds = Field(default=10.0, description="Seconds to read one page of an export.")
     release_timeout: Seconds = Field(default=10.0, description="Seconds for release_export.")
 
     # Rooms.

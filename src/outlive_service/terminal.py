@@ -21,7 +21,7 @@ COLOURS = {
     "failed": "red",
     "rejected": "magenta",
 }
-MARKS = {"completed": "✔", "timed_out": "⏱", "cancelled": "⊘", "failed": "✘", "rejected": "⛔"}
+MARKS = {"completed": "✔", "timed_out": "◔", "cancelled": "⊘", "failed": "✘", "rejected": "∅"}
 """So that outcomes can be told apart without colours."""
 CAUSES = ("client_closed", "client_lost", "server_shutdown", "error")
 STATES = {"open": "green", "draining": "yellow", "closed": "red"}
@@ -36,19 +36,19 @@ def view(
     if look is None:
         return Panel("waiting for the service …", title="Outlive")
     of = "" if seconds is None else f" of {seconds:g}"
+    time = f"  {elapsed:.0f}{of} s" if seconds is None or elapsed <= seconds else "  the last clients leave"
     title = Text.assemble(
         ("Outlive ", "bold"),
         (look.state, f"bold {STATES.get(look.state, 'white')}"),
-        f"  {elapsed:.0f}{of} s",
+        time,
     )
     numbers = Table.grid(padding=(0, 3), expand=True)
     numbers.add_row(connections(look.gauges), disconnects(look.counters), outcomes(look.counters), work(look))
     return Panel(
-        Group(numbers, Text(), *waterfalls(look.flows[:flows])),
+        Group(numbers, Text(), *waterfalls(various(look.flows, flows))),
         title=title,
         subtitle=Text(
-            f"{addresses.service}/metrics   {addresses.service}/docs   partner {addresses.partner}/records"
-            "   Ctrl-C drains",
+            f"{addresses.service}/metrics  {addresses.service}/docs  {addresses.partner}/records  Ctrl-C drains",
             style="dim",
         ),
         padding=(1, 2),
@@ -104,6 +104,19 @@ def seconds_text(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def various(flows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """The newest flows, those first that differ from the ones before in route or outcomes."""
+    seen: set[tuple[object, ...]] = set()
+    new: list[dict[str, Any]] = []
+    known: list[dict[str, Any]] = []
+    for flow in flows:
+        outcomes = (span["attributes"].get("outlive.outcome") for span in flow["spans"])
+        kind = (flow["route"], *sorted(outcome for outcome in outcomes if outcome))
+        (known if kind in seen else new).append(flow)
+        seen.add(kind)
+    return [*new, *known][:most]
 
 
 def waterfalls(flows: list[dict[str, Any]]) -> list[RenderableType]:
@@ -191,5 +204,6 @@ def save_picture(path: Path, *parts: RenderableType) -> None:
     )
     for part in parts:
         console.print(part)
+        console.print()
     svg = console.export_svg(title="outlive demo")
     path.write_text(re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL))

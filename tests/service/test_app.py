@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -63,7 +64,7 @@ async def test_the_partners_span_is_in_the_run_s_trace_and_health_pages_make_non
     await service.stop()
     spans = {span.name: span for span in exporter.get_finished_spans()}
     chain = ["POST /notices", "POST", "notify_partner", "disconnect /rooms/{room}"]
-    for child, parent in zip(chain, chain[1:], strict=False):
+    for child, parent in pairwise(chain):
         link = spans[child].parent
         assert link is not None, child
         assert link.span_id == spans[parent].context.span_id, (child, parent)

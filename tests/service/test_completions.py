@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -158,7 +159,7 @@ async def test_a_stop_in_mid_answer_saves_and_charges_it(service: Any, graceful:
             lines = response.aiter_lines()
             await anext(lines)
             stop = asyncio.create_task(service.stop())
-            with pytest.raises(httpx.HTTPError) if graceful else asyncio.timeout(15):
+            with pytest.raises(httpx.HTTPError) if graceful else nullcontext():
                 async for _ in lines:
                     pass
             await stop
@@ -178,15 +179,14 @@ async def test_a_stop_in_mid_answer_saves_and_charges_it(service: Any, graceful:
         ([chunk("a ")[:20], chunk("a ")[20:] + chunk("b ")[:9], chunk("b ")[9:], "data:[DONE]\n"],
          ["a ", "b "], "done"),
         ([chunk("a ") + chunk("b ") + "data: [DONE]\n\n" + chunk("after")], ["a ", "b "], "done"),
-        # In two halves, each of them no text by itself.
-        ([chunk("\ud83d"), chunk("\ude00"), "data: [DONE]\n\n"], ["\ud83d", "\ude00"], "done"),
         ([chunk("a ")], ["a "], "error"),
+        ([chunk("a "), chunk("\ud83d"), "data: [DONE]\n\n"], ["a "], "error"),
         ([chunk("a ") + chunk("b ") + "data: {nonsense\n\n"], ["a ", "b "], "error"),
         ([chunk("a "), 'data: {"choices": 7}\n\n'], ["a "], "error"),
         ([chunk("a "), "x" * 1_100_000, "data: [DONE]\n\n"], ["a "], "error"),
         ([chunk(f"{n} ") for n in range(20)], [f"{n} " for n in range(9)], "done"),
     ],
-    ids=["whole", "empty", "crlf", "pieces", "together", "pair", "short", "nonsense", "shape", "endless", "more"],
+    ids=["whole", "empty", "crlf", "pieces", "together", "short", "half", "nonsense", "shape", "endless", "more"],
 )  # fmt: skip
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_exactly_what_the_upstream_sent_is_counted(
@@ -200,7 +200,7 @@ async def test_exactly_what_the_upstream_sent_is_counted(
         assert [data["token"] for _, data in streamed] == tokens
     await service.ended(save_answer=1, bill_tokens=1)
     (saved,) = await service.store.answers()
-    assert saved.text == "".join(tokens).replace("\ud83d\ude00", "\U0001f600")
+    assert saved.text == "".join(tokens)
     assert (saved.tokens, saved.finished) == (len(tokens), last == "done")
     charges = (await service.records())["charges"]
     assert charges == {start[1]["id"]: {"tokens": len(tokens), "attempts": 1}}

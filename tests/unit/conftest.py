@@ -112,7 +112,7 @@ class Wire:
         self.sent: list[Message] = []
         self.send_error: BaseException | None = None
         self.while_sending: Callable[[], Coroutine[Any, Any, None]] | None = None
-        self.handler: asyncio.Future[None] = asyncio.ensure_future(app(scope, self.receive, self.send))  # type: ignore[arg-type]
+        self.handler: asyncio.Future[None] = asyncio.ensure_future(app(scope, self.receive, self.send))
 
     def put(self, *messages: Message) -> None:
         for message in messages:
@@ -136,7 +136,9 @@ class Wire:
 
     @property
     def status(self) -> int:
-        return next(message["status"] for message in self.sent if message["type"] == "http.response.start")
+        return next(
+            int(message["status"]) for message in self.sent if message["type"] == "http.response.start"
+        )
 
     @property
     def body(self) -> bytes:
@@ -197,7 +199,7 @@ def lifespan() -> Callable[[ASGIApp], AbstractAsyncContextManager[dict[str, Any]
         incoming: asyncio.Queue[Message] = asyncio.Queue()
         outgoing: asyncio.Queue[Message] = asyncio.Queue()
         scope: dict[str, Any] = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-        server = asyncio.ensure_future(app(scope, incoming.get, outgoing.put))  # type: ignore[arg-type]
+        server = asyncio.ensure_future(app(scope, incoming.get, outgoing.put))
         incoming.put_nowait({"type": "lifespan.startup"})
         told = await outgoing.get()
         if told["type"] != "lifespan.startup.complete":

@@ -353,7 +353,7 @@ def test_a_refused_websocket_is_no_disconnect(
         raise HTTPException(403)
 
     async def main() -> None:
-        extension = {"websocket.http.response": {}}
+        extension: dict[str, Any] = {"websocket.http.response": {}}
         connection = wire(app, "websocket", "/rooms/a", extensions=extension)
         connection.put({"type": "websocket.disconnect", "code": 1006})
         await connection.handler
@@ -561,9 +561,7 @@ def test_a_websocket_handler_that_only_sends_is_told(
     assert disconnects(registry) == {(ROOM, "websocket", "client_closed"): 1}
 
 
-def test_a_client_that_leaves_at_once_is_told_within_a_second(
-    run: Any, outlive: Outlive, wire: Any
-) -> None:
+def test_a_client_that_leaves_at_once_is_told_within_a_second(run: Any, outlive: Outlive, wire: Any) -> None:
     async def handle(receive: Receive, send: Send) -> None:
         await start_of("websocket", receive, send)
         while True:

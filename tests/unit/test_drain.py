@@ -12,29 +12,6 @@ from fastapi import FastAPI
 from outlive import Outcome, Outlive, Rejection, State
 
 
-async def connect(app: FastAPI, path: str) -> None:
-    """One request, with this in the server's place."""
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request"}
-
-    async def send(message: Any) -> None:
-        pass
-
-    await app(
-        {
-            "type": "http",
-            "method": "GET",
-            "path": path,
-            "headers": [],
-            "query_string": b"",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-        },
-        receive,
-        send,
-    )
-
-
 def test_runs_finish_before_the_lifespan_ends(run: Any, serving: Any, outlive: Outlive) -> None:
     @outlive.task(timeout=10.0)
     async def save() -> None:
@@ -61,7 +38,7 @@ def test_an_idle_process_stops_at_once(run: Any, serving: Any, outlive: Outlive)
     run(main())
 
 
-def test_its_order(run: Any, serving: Any, watched: Any, recorder: Any) -> None:
+def test_its_order(run: Any, serving: Any, wire: Any, watched: Any, recorder: Any) -> None:
     outlive: Outlive = watched(drain_timeout=20.0, cancel_grace=1.0)
     order: list[str] = []
     never = asyncio.Event()
@@ -100,7 +77,7 @@ def test_its_order(run: Any, serving: Any, watched: Any, recorder: Any) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with serving(outlive, app):
-            request = asyncio.create_task(connect(app, "/slow"))
+            request = wire(app, "http", "/slow").handler
             for task in (finish, too_long, stubborn):
                 task.submit()
             await asyncio.sleep(0)
@@ -150,7 +127,7 @@ def test_the_stuck_are_logged_by_name(
     assert vars(record)["stuck_runs"] == ["a", "b"]
 
 
-def test_a_handlers_finally_submits_while_draining(run: Any, serving: Any, outlive: Outlive) -> None:
+def test_a_handlers_finally_submits_while_draining(run: Any, serving: Any, wire: Any, outlive: Outlive) -> None:
     saved = []
 
     @outlive.task(timeout=10.0)
@@ -171,7 +148,7 @@ def test_a_handlers_finally_submits_while_draining(run: Any, serving: Any, outli
 
     async def main() -> None:
         async with serving(outlive, app):
-            request = asyncio.create_task(connect(app, "/slow"))
+            request = wire(app, "http", "/slow").handler
             await asyncio.sleep(1)
             # As uvicorn does it: the handler is cancelled and the lifespan's shutdown begins in the same moment.
             request.cancel()
@@ -238,7 +215,7 @@ def test_runs_that_still_wait_at_its_deadline_are_cancelled(run: Any, serving: A
     assert (outlive.counts.running, outlive.counts.pending) == (0, 0)
 
 
-def test_a_handler_that_never_returns_does_not_hold_it_up(run: Any, serving: Any, watched: Any) -> None:
+def test_a_handler_that_never_returns_does_not_hold_it_up(run: Any, serving: Any, wire: Any, watched: Any) -> None:
     outlive: Outlive = watched(drain_timeout=10.0, cancel_grace=1.0)
     app = FastAPI()
     outlive.install(app)
@@ -250,7 +227,7 @@ def test_a_handler_that_never_returns_does_not_hold_it_up(run: Any, serving: Any
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with serving(outlive, app):
-            request = asyncio.create_task(connect(app, "/hang"))
+            request = wire(app, "http", "/hang").handler
             await asyncio.sleep(0)
             stopped = loop.time()
         assert stopped + 8 <= loop.time() <= stopped + 10

@@ -40,10 +40,10 @@ def test_the_apps_own_lifespan_is_kept_and_its_state_yielded(
     async def main() -> None:
         async with lifespan(app) as state:
             assert state["pool"] == "a pool"
-            assert outlive.state is State.OPEN
+            assert str(outlive.state) == "open"
             assert seen == ["up"]
         assert seen == ["up", "down"]
-        assert outlive.state is State.CLOSED
+        assert str(outlive.state) == "closed"
 
     run(main())
 
@@ -140,10 +140,10 @@ def test_a_start_up_that_fails_closes_cleanly_and_can_be_tried_again(
         with pytest.raises(LookupError, match="no database"):
             async with lifespan(app):
                 pass
-        assert outlive.state is State.CLOSED
+        assert str(outlive.state) == "closed"
         broken.clear()
         async with lifespan(app):
-            assert outlive.state is State.OPEN
+            assert str(outlive.state) == "open"
 
     run(main())
 
@@ -229,7 +229,7 @@ def test_another_event_loop_library_is_told_in_one_sentence(outlive: Outlive) ->
     # Whoever drives a coroutine without a running asyncio loop is another library.
     starting = app.router.lifespan_context(app).__aenter__()
     with pytest.raises(InstallError, match="asyncio only"):
-        starting.send(None)  # type: ignore[attr-defined]
+        starting.send(None)
 
 
 # Middleware
@@ -477,12 +477,20 @@ def test_metrics_come_in_both_formats(outlive: Outlive) -> None:
         accept = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
         openmetrics = client.get("/metrics", headers=accept)
         assert openmetrics.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-        assert "outlive_draining" in {family.name for family in parse_openmetrics(openmetrics.text)}
+        assert "outlive_draining" in {family.name for family in parse_openmetrics(openmetrics.text)}  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
     "accept",
-    ["", "*/*", ",;=", "text/plain;version=9", "application/openmetrics-text", "text/html;q=", "a/b;escaping=x"],
+    [
+        "",
+        "*/*",
+        ",;=",
+        "text/plain;version=9",
+        "application/openmetrics-text",
+        "text/html;q=",
+        "a/b;escaping=x",
+    ],
 )
 def test_any_accept_header_gets_metrics(outlive: Outlive, accept: str) -> None:
     app = FastAPI()

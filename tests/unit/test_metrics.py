@@ -46,6 +46,12 @@ FAMILIES = {
 }
 
 
+def families_of(registry: CollectorRegistry) -> list[Metric]:
+    """As a scraper that takes OpenMetrics sees the registry."""
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call]
+    return list(parse_openmetrics(text))  # type: ignore[no-untyped-call]
+
+
 def shape(families: Iterable[Metric]) -> dict[str, tuple[str, set[str]]]:
     return {
         family.name: (
@@ -86,7 +92,9 @@ class Service:
 
 
 @pytest.fixture
-def scraped(run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any, lifespan: Any) -> CollectorRegistry:
+def scraped(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any, lifespan: Any
+) -> CollectorRegistry:
     """The registry after a disconnect with a run, a request, an absorbed cancellation, and a drain."""
     service = Service(outlive)
 
@@ -111,7 +119,7 @@ def test_the_classic_format_has_these_names_types_and_labels(scraped: CollectorR
 
 
 def test_openmetrics_has_these_names_types_and_labels(scraped: CollectorRegistry) -> None:
-    families = shape(parse_openmetrics(generate_openmetrics(scraped).decode()))
+    families = shape(families_of(scraped))
     assert families == {**FAMILIES, "outlive_build": ("info", {"version", "python"})}
 
 
@@ -237,7 +245,7 @@ def test_a_run_that_never_started_leaves_no_duration(
 def exemplars(registry: CollectorRegistry) -> dict[str, dict[str, str]]:
     return {
         family.name: dict(sample.exemplar.labels)
-        for family in parse_openmetrics(generate_openmetrics(registry).decode())
+        for family in families_of(registry)
         for sample in family.samples
         if sample.exemplar is not None
     }
@@ -292,9 +300,7 @@ def test_there_are_no_exemplars_without_an_sdk(run: Any, registry: CollectorRegi
 # One registry, many Outlives
 
 
-def test_two_outlives_share_one_registry(
-    run: Any, registry: CollectorRegistry, wire: Any
-) -> None:
+def test_two_outlives_share_one_registry(run: Any, registry: CollectorRegistry, wire: Any) -> None:
     services = [Service(Outlive(registry=registry)) for _ in range(2)]
 
     async def main() -> None:
@@ -325,7 +331,9 @@ def test_the_event_loops_lag_is_measured_while_the_app_is_open(
         async with lifespan(app):
             await asyncio.sleep(10)
             assert looks() == pytest.approx(40, abs=1)
-            assert registry.get_sample_value("outlive_event_loop_lag_seconds_sum") == pytest.approx(0, abs=1e-3)
+            assert registry.get_sample_value("outlive_event_loop_lag_seconds_sum") == pytest.approx(
+                0, abs=1e-3
+            )
         after = looks()
         await asyncio.sleep(10)
         assert looks() == after

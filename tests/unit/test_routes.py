@@ -311,7 +311,6 @@ async def whole_site(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse("page")(scope, receive, send)
 
 
-
 def test_no_path_can_make_a_route(app: FastAPI, registry: CollectorRegistry) -> None:
     router = APIRouter()
     router.get("/items/{item}")(answer)
@@ -355,9 +354,13 @@ def test_no_path_can_make_a_route(app: FastAPI, registry: CollectorRegistry) -> 
     with asyncio.Runner() as runner:
 
         @settings(max_examples=300, deadline=None, database=None)
-        @given(st.one_of(st.text(), st.from_regex(r"/(items|admin|site|v1)(/\w{0,3}){0,3}/?", fullmatch=True)))
+        @given(
+            st.one_of(st.text(), st.from_regex(r"/(items|admin|site|v1)(/\w{0,3}){0,3}/?", fullmatch=True))
+        )
         def ask_for_anything(path: str) -> None:
             runner.run(ask(path))
 
         ask_for_anything()
-    assert {"/items/{item}", "/admin/{tenant}/{path}", "/site/{path}", "unmatched"} <= routes(registry) <= known
+    assert (
+        {"/items/{item}", "/admin/{tenant}/{path}", "/site/{path}", "unmatched"} <= routes(registry) <= known
+    )

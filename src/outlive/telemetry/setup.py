@@ -125,8 +125,8 @@ def set_up_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for chatty in ("httpx", "httpcore"):
-        # One line a call at level info, with the whole URL, its query string included.
+    for chatty in ("httpx", "httpcore", "uvicorn.error"):
+        # At level info, a line for each call or WebSocket with the whole URL, its query string included.
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[

@@ -1,0 +1,70 @@
+"""What the pages say is what the programs do."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "from_shield_to_outlive.py"
+PAGE = ROOT / "docs" / "from-shield-to-outlive.md"
+README = ROOT / "README.md"
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def test_the_table_of_lost_work_is_what_the_example_prints() -> None:
+    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, check=True, timeout=120)
+    for page in (PAGE, README):
+        table = [
+            line.removeprefix("    ")
+            for line in page.read_text().splitlines()
+            if re.search(r"LOST|saved  |plain-await ", line)
+        ]
+        assert table == done.stdout.splitlines(), page.name
+
+
+def test_the_page_shows_the_code_of_the_example() -> None:
+    code = EXAMPLE.read_text()
+    *shown, scope = python_blocks(PAGE)
+    pieces = [piece.strip() for block in shown for piece in block.split("\n\n\n")]
+    assert len(pieces) == 5
+    assert [piece for piece in pieces if piece not in code] == []
+    assert "outlive.scope" in scope
+
+
+def test_the_readme_s_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    import outlive.fastapi  # noqa: PLC0415
+
+    (block,) = python_blocks(README)
+    names: dict[str, object] = {}
+    registry = CollectorRegistry()
+    monkeypatch.setattr(
+        outlive.fastapi.Outlive.__init__,
+        "__kwdefaults__",
+        {**outlive.fastapi.Outlive.__init__.__kwdefaults__, "registry": registry},
+    )
+    exec(compile(block, "README.md", "exec"), names)
+    from fastapi.testclient import TestClient  # noqa: PLC0415
+
+    with TestClient(names["app"]) as client:  # type: ignore[arg-type]
+        with client.websocket_connect("/rooms/a") as ws:
+            ws.send_text("hello")
+        assert client.get("/readyz").json() == {"state": "open"}
+    assert (
+        registry.get_sample_value("outlive_runs_total", {"task": "save_transcript", "outcome": "completed"})
+        == 1
+    )
+
+
+def test_every_link_between_the_pages_leads_somewhere() -> None:
+    for page in (README, PAGE, ROOT / "CHANGELOG.md"):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
