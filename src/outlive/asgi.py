@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
+from typing import Protocol
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,11 +13,14 @@ from outlive import connections
 from outlive.connections import UNMATCHED, Connection
 from outlive.observer import Observer
 from outlive.outcomes import Cause, State, Transport
-from outlive.routes import RouteTemplates
+from outlive.routes import route_template
 from outlive.runner import Runner
 
-WATCH_INTERVAL = 0.4
-"""Seconds between two looks at which handlers haven't been receiving; after two such looks one is watched for."""
+SWEEP_INTERVAL = 0.4
+"""Seconds between two looks at all connections. A handler that hasn't been receiving from one to the next is watched for."""
+
+LAST = ("websocket.close", "http.response.pathsend", "http.response.zerocopysend")
+BODIES = ("http.response.body", "websocket.http.response.body")
 
 
 class ConnectionMiddleware:
@@ -46,7 +50,6 @@ class ConnectionMiddleware:
         self._pages = pages
         self._before = before
         self._watch = watch
-        self._templates = RouteTemplates()
         self._clean_context = Context()
         self._channels: set[Channel] = set()
         self._sweeping: asyncio.AbstractEventLoop | None = None
@@ -60,8 +63,8 @@ class ConnectionMiddleware:
             await page(scope, receive, send)
             return
 
-        def template() -> str | None:
-            return self._templates.of(scope, self._routes(), root_path)
+        def template(*, final: bool) -> str | None:
+            return route_template(scope, self._routes(), root_path, final=final)
 
         self._before()
         loop = asyncio.get_running_loop()
@@ -70,9 +73,8 @@ class ConnectionMiddleware:
         token = connections.current.set(connection)
         self._runner.connection_opened()
         self._observer.connection_opened(connection.details)
-        if self._watch:
-            self._channels.add(channel)
-            self._sweep_soon(loop)
+        self._channels.add(channel)
+        self._sweep_soon(loop)
         # When the loop comes round, the handler waits for something for the first time, so the router has chosen.
         identify = loop.call_soon(channel.identify, context=self._clean_context)
         try:
@@ -91,14 +93,22 @@ class ConnectionMiddleware:
         # One timer for all connections instead of one for each.
         if self._sweeping is not loop:
             self._sweeping = loop
-            loop.call_later(WATCH_INTERVAL, self._sweep, loop, context=self._clean_context)
+            loop.call_later(SWEEP_INTERVAL, self._sweep, loop, context=self._clean_context)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         for channel in self._channels:
-            channel.watch_when_idle(self._clean_context)
+            channel.identify()  # for handlers behind a middleware that took its time before the router chose
+            if self._watch:
+                channel.watch_when_idle(self._clean_context)
         self._sweeping = None
         if self._channels:
             self._sweep_soon(loop)
+
+
+class Template(Protocol):
+    """Tells the route's template, if it can be told by now; `final` says that the router can't choose any more."""
+
+    def __call__(self, *, final: bool) -> str | None: ...
 
 
 class Channel:
@@ -118,7 +128,7 @@ class Channel:
         send: Send,
         runner: Runner,
         observer: Observer,
-        template: Callable[[], str | None],
+        template: "Template",
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._websocket = scope["type"] == "websocket"
@@ -133,7 +143,8 @@ class Channel:
         self._identified = False
         self._status: int | None = None
         self._ended_at: float | None = None
-        self._receiving = False
+        self._ending = False
+        self._receiving = 0
         self._received = 0
         self._received_before = -1
         self._watch: asyncio.Task[None] | None = None
@@ -143,23 +154,26 @@ class Channel:
         self._body_expected = not self._websocket and any(
             name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
         )
-        spec_version = scope.get("asgi", {}).get("spec_version", "2.0")
         # Before 2.4 a send after a disconnect is silently dropped, and Starlette relies on either.
-        self._raises_on_send = self._websocket or tuple(map(int, spec_version.split("."))) >= (2, 4)
+        version = scope.get("asgi", {}).get("spec_version", "2.0")
+        self._spec_version = tuple(map(int, version.split(".")))
 
     async def receive(self) -> Message:
         """The handler's receive."""
         if not self._identified:
             self.identify()
         self._received += 1
-        if self._watch is not None or self._kept:
-            message = await self._take()
+        while self._watch is not None and not self._kept:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._kept:
+            message = self._kept.popleft()
         else:
-            self._receiving = True
+            self._receiving += 1
             try:
                 message = await self._receive()
             finally:
-                self._receiving = False
+                self._receiving -= 1
             self._look_at(message)
         if message["type"].endswith(".disconnect"):
             self._told = True
@@ -167,12 +181,12 @@ class Channel:
 
     async def send(self, message: Message) -> None:
         """The handler's send."""
+        kind = message["type"]
         if not self._identified:
-            self.identify()
-        if not self._told and self._raises_on_send:
+            self.identify(final=True)
+        if not self._told and self._raises_at(message):
             self._told = True
             raise OSError("the client has gone")
-        kind = message["type"]
         if kind == "http.response.start":
             self._status = message["status"]
             if any(
@@ -181,22 +195,26 @@ class Channel:
             ):
                 self.connection.transport = Transport.SSE
                 self._tell_identity()
+        # Noted before it is sent: a server may wait in its last send, and tell whoever receives meanwhile of the end.
+        self._ending = kind in LAST or (kind in BODIES and not message.get("more_body", False))
         try:
             await self._send(message)
         except OSError:
+            self._ending = False
             self._disconnected(Cause.CLIENT_LOST)
             self._told = True
             raise
-        if kind == "websocket.close" or (
-            kind in ("http.response.body", "websocket.http.response.body")
-            and not message.get("more_body", False)
-        ):
+        if self._ending:
             self._end()
 
-    def identify(self) -> None:
+    def _raises_at(self, message: Message) -> bool:
+        # A plain response in one piece is dropped in silence, as the servers do: for nobody is there to stop.
+        return self._websocket or (self._spec_version >= (2, 4) and bool(message.get("more_body", False)))
+
+    def identify(self, *, final: bool = False) -> None:
         """Learn the route, as soon as the router has chosen it."""
         if not self._identified:
-            route = self._template()
+            route = self._template(final=final)
             if route is not None:
                 self.connection.route = route
                 self._tell_identity()
@@ -212,11 +230,11 @@ class Channel:
             self._disconnected(_cause(message))
         elif kind == "http.disconnect":
             self._disconnected(Cause.CLIENT_LOST)
-        elif kind == "http.request" and not message.get("more_body", False):
-            self._body_expected = False
+        elif kind == "http.request":
+            self._body_expected = message.get("more_body", False)
 
     def _disconnected(self, cause: Cause) -> None:
-        if self._ended_at is None:
+        if self._ended_at is None and not self._ending:
             if not self._identified:
                 self.identify()
             shutdown = self._runner.state is not State.OPEN
@@ -229,6 +247,9 @@ class Channel:
 
     def handler_raised(self, error: BaseException) -> None:
         """The handler didn't return."""
+        if self._ended_at is not None:
+            return
+        self._ending = False
         if isinstance(error, asyncio.CancelledError):
             # Nobody but the server cancels the call of an ASGI application.
             self._disconnected(Cause.SERVER_SHUTDOWN)
@@ -243,7 +264,7 @@ class Channel:
         if self._watch is not None:
             self._watch.cancel()
         self._end()
-        self.identify()
+        self.identify(final=True)
         if not self._identified:
             self.connection.route = UNMATCHED
             self._tell_identity()
@@ -274,31 +295,21 @@ class Channel:
 
     async def _keep(self) -> None:
         try:
-            while True:
+            more = True
+            while more:
                 message = await self._receive()
                 self._kept.append(message)
-                if message["type"].endswith(".disconnect"):
-                    self._told = False
-                    self._look_at(message)
-                    return
+                gone = message["type"].endswith(".disconnect")
+                self._told = not gone
                 self._look_at(message)
                 self._arrived.set()
-                if self._websocket or self._body_expected:
-                    return
+                # After the end of a request's body only the disconnect can come.
+                more = not (gone or self._websocket or self._body_expected)
         except Exception:  # noqa: BLE001, S110 - the server will tell the handler itself, at its next receive
             pass
         finally:
             self._watch = None
             self._arrived.set()
-
-    async def _take(self) -> Message:
-        while not self._kept and self._watch is not None:
-            self._arrived.clear()
-            await self._arrived.wait()
-        if self._kept:
-            return self._kept.popleft()
-        # The watch came to nothing: the server's receive raised, and shall tell the handler so itself.
-        return await self._receive()
 
 
 def _cause(message: Message) -> Cause:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +23,7 @@ from outlive.outcomes import State
 from outlive.pages import health_page, metrics_page, readiness_page
 from outlive.runner import Counts, Runner
 from outlive.scopes import Scope
-from outlive.tasks import Declared, Task, declare
+from outlive.tasks import Declared, Task, check_seconds, declare
 from outlive.telemetry.logs import Logs
 from outlive.telemetry.metrics import Metrics
 from outlive.telemetry.tracing import Tracing
@@ -79,11 +78,8 @@ class Outlive:
         readiness_path: str | None = "/readyz",
         pages: Mapping[str, ASGIApp] | None = None,
     ) -> None:
-        for what, seconds in (("drain_timeout", drain_timeout), ("cancel_grace", cancel_grace)):
-            if not 0 < seconds < math.inf:
-                raise DeclarationError(
-                    f"{what} must be a positive, finite number of seconds, not {seconds!r}"
-                )
+        check_seconds("drain_timeout", drain_timeout)
+        check_seconds("cancel_grace", cancel_grace)
         self._flush_timeout = min(FLUSH_TIMEOUT, drain_timeout / 10)
         if drain_timeout <= cancel_grace + self._flush_timeout:
             raise DeclarationError(
@@ -106,6 +102,8 @@ class Outlive:
         self._scopes: dict[str, Declared] = {}
         self._installed = False
         self._started_by_lifespan = False
+        self._in_lifespan = False
+        self._wrapped_lifespan: Callable[[Any], Any] | None = None
         self._pages = dict(pages or {})
         for path, page in (
             (metrics_path, metrics_page(registry)),
@@ -218,7 +216,7 @@ class Outlive:
             raise InstallError("this Outlive is installed on another app; make one for each app")
         app.state.outlive = self
         self._installed = True
-        app.router.lifespan_context = partial(self._lifespan, app.router.lifespan_context)
+        self._wrap_lifespan(app)
         middleware = Middleware(
             ConnectionMiddleware,
             runner=self._runner,
@@ -233,6 +231,8 @@ class Outlive:
         def build_with_outlive_outermost() -> ASGIApp:
             others = [other for other in app.user_middleware if other is not middleware]
             app.user_middleware = [middleware, *others]
+            # A router included since has put its lifespan around; its resources must be there for the runs too.
+            self._wrap_lifespan(app)
             return build()
 
         app.build_middleware_stack = build_with_outlive_outermost  # type: ignore[method-assign]
@@ -263,9 +263,18 @@ class Outlive:
         )
         return found
 
+    def _wrap_lifespan(self, app: FastAPI) -> None:
+        if app.router.lifespan_context is not self._wrapped_lifespan:
+            self._wrapped_lifespan = partial(self._lifespan, app.router.lifespan_context)
+            app.router.lifespan_context = self._wrapped_lifespan
+
     @asynccontextmanager
     async def _lifespan(self, inner: Callable[[Any], Any], app: Any) -> AsyncGenerator[Any]:
-        self._started_by_lifespan = True
+        if self._in_lifespan:
+            async with inner(app) as state:
+                yield state
+            return
+        self._started_by_lifespan = self._in_lifespan = True
         self._open()
         try:
             # Inside the app's own lifespan, so that its clients and pools are there until the last run has ended.
@@ -275,6 +284,7 @@ class Outlive:
                 finally:
                     await self._runner.drain(self._drain_timeout - self._flush_timeout)
         finally:
+            self._in_lifespan = False
             self._runner.close()
             self._observer.closed()
             counts = self.counts
@@ -318,7 +328,10 @@ class Outlive:
         flushed = asyncio.Event()
 
         def flush() -> None:
-            force_flush(int(self._flush_timeout * 1000))
+            try:
+                force_flush(int(self._flush_timeout * 1000))
+            except Exception:
+                logger.exception("telemetry wasn't flushed")
             with suppress(RuntimeError):  # nobody waits any more
                 loop.call_soon_threadsafe(flushed.set)
 
@@ -337,7 +350,7 @@ class AfterDisconnectTasks:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def add_task(self, task: Task[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+    def add_task(self, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Submit the task, with these arguments, when the connection has ended and its handler has returned.
 
         That holds for any end: the client left, the server stops, the handler raised, or all went well. The tasks

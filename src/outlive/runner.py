@@ -3,19 +3,18 @@
 import asyncio
 import threading
 import time
-import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 from typing import Any, TypeVar
 
 from outlive import connections
 from outlive.errors import DeclarationError
 from outlive.observer import Limits, Observer, RunDetails, RunEnd
 from outlive.outcomes import Outcome, Rejection, State
+from outlive.stacks import suspended_stack
 from outlive.tasks import Declared, Run, check_limit, has_slot
 
 R = TypeVar("R")
@@ -62,13 +61,21 @@ class Runner:
         self._waiting: dict[Declared, None] = {}
         self._starting = False
         self._changed: asyncio.Future[None] | None = None
-        # Guards what happens while no event loop is there to order it: rejections from threads.
-        self._closed_lock = threading.Lock()
+        # Rejections in threads, where no event loop orders the counting.
+        self._rejected_elsewhere = 0
+        self._elsewhere = threading.Lock()
 
     @property
     def counts(self) -> Counts:
         """The numbers of this moment."""
-        return Counts(self.submitted, dict(self.outcomes), self.running, self.pending, len(self._stuck))
+        rejected = self.outcomes[Outcome.REJECTED] + self._rejected_elsewhere
+        return Counts(
+            self.submitted + self._rejected_elsewhere,
+            {**self.outcomes, Outcome.REJECTED: rejected},
+            self.running,
+            self.pending,
+            len(self._stuck),
+        )
 
     @property
     def declared(self) -> list[Declared]:
@@ -116,14 +123,15 @@ class Runner:
         run = Run(self, declared, call, copy_context(), connections.current.get())
         if self._is_here():
             self._admit(run)
-        else:
-            self._hand_over(run)
+        elif self.state is State.CLOSED or not self._hand_over(run):
+            self._reject_elsewhere(run)
         return run
 
     def enter(self, declared: Declared, stop: Callable[[], object]) -> Run[None]:
         """Begin a run whose work is its caller's own block, which `stop` must cancel. It never waits for a slot."""
         run: Run[None] = Run(self, declared, None, None, connections.current.get())
         run._stop = stop
+        run._work = asyncio.current_task()
         self._admit(run)
         return run
 
@@ -147,20 +155,26 @@ class Runner:
         assert self._loop is not None
         return self._loop.call_later(delay, callback, run, context=self._clean_context)
 
-    def _hand_over(self, run: Run[Any]) -> None:
-        if self._loop is not None and self.state is not State.CLOSED:
-            try:
-                self._loop.call_soon_threadsafe(self._admit, run, context=self._clean_context)
-            except RuntimeError:  # the loop was closed in this very moment
-                pass
-            else:
-                return
-        with self._closed_lock:
-            self._count_in(run)
-            self._reject(run, Rejection.CLOSED)
+    def _hand_over(self, run: Run[Any]) -> bool:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._admit, run, context=self._clean_context)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
 
-    def _count_in(self, run: Run[Any]) -> None:
-        self.submitted += 1
+    def _reject_elsewhere(self, run: Run[Any]) -> None:
+        # It touches nothing that belongs to the event loop: no flow, no slot, no drain that waits for a change.
+        run._connection = None
+        details = self._describe(run)
+        run._reason = Rejection.CLOSED
+        with self._elsewhere:
+            self._rejected_elsewhere += 1
+        run.outcome = Outcome.REJECTED
+        self._observer.run_submitted(details)
+        self._observer.run_ended(details, RunEnd(Outcome.REJECTED, 0.0, None, reason=Rejection.CLOSED))
+
+    def _describe(self, run: Run[Any]) -> RunDetails:
         run._submitted_at = self._now()
         flow = None
         if run._connection is not None:
@@ -168,20 +182,28 @@ class Runner:
             if flow is None:
                 run._connection = None
         run._details = RunDetails(run._task.details, run._context, flow)
-        self._observer.run_submitted(run._details)
+        return run._details
 
     def _admit(self, run: Run[Any]) -> None:
-        # Everything is counted before anything can be awaited: fifty submits in one step see each other.
-        self._count_in(run)
-        refusal = self._refusal(run)
-        if refusal is not None:
-            self._reject(run, refusal)
-            return
-        self._live.add(run)
-        if self._can_start(run._task):
+        # The numbers change before anything can be awaited, so fifty submits in one step see each other; and before
+        # an observer is told, so that it sees numbers that add up.
+        details = self._describe(run)
+        self.submitted += 1
+        run._reason = self._refusal(run)
+        if run._reason is not None or run._verdict is not None:
+            end = self._count_out(run, Outcome.CANCELLED if run._reason is None else Outcome.REJECTED)
+            self._observer.run_submitted(details)
+            self._tell_end(run, end)
+        elif self._can_start(run._task):
+            self._live.add(run)
+            self._take_slot(run)
+            self._observer.run_submitted(details)
             self._start(run, queued=False)
         else:
+            self._live.add(run)
             self._queue(run)
+            self._observer.run_submitted(details)
+            self._observer.run_queued(details)
 
     def _can_start(self, declared: Declared) -> bool:
         return self._has_slot and declared.has_slot
@@ -203,18 +225,12 @@ class Runner:
         own_limit = declared.details.max_pending
         return None if own_limit is None or len(declared.waiting) < own_limit else Rejection.TASK_FULL
 
-    def _reject(self, run: Run[Any], reason: Rejection) -> None:
-        run._reason = reason
-        self._settle(run, Outcome.REJECTED)
-
     def _queue(self, run: Run[Any]) -> None:
-        assert run._details is not None
         run._sequence = self.submitted
         run._task.waiting[run] = None
         self._waiting[run._task] = None
         self.pending += 1
         run._timer = self._call_later(run._task.details.max_wait, self._waited_too_long, run)
-        self._observer.run_queued(run._details)
 
     def _unqueue(self, run: Run[Any]) -> None:
         del run._task.waiting[run]
@@ -225,9 +241,12 @@ class Runner:
         run._timer.cancel()
 
     def _start_waiting(self) -> None:
+        if self._waiting and not self._starting:
+            # Not in the context of the run that made room: its trace is none of theirs.
+            self._clean_context.copy().run(self._start_those_that_can)
+
+    def _start_those_that_can(self) -> None:
         # An eager task factory can end a run before create_task returns, and so come here again from within.
-        if self._starting:
-            return
         self._starting = True
         try:
             while self._waiting and self._has_slot and self.state is not State.CLOSED:
@@ -236,36 +255,42 @@ class Runner:
                     return
                 first = min(heads, key=lambda run: run._sequence)
                 self._unqueue(first)
+                self._take_slot(first)
                 self._start(first, queued=True)
         finally:
             self._starting = False
 
-    def _start(self, run: Run[Any], *, queued: bool) -> None:
-        assert self._loop is not None
-        assert run._details is not None
-        details = run._task.details
+    def _take_slot(self, run: Run[Any]) -> None:
         run._started_at = self._now()
         self.running += 1
         run._task.running += 1
+
+    def _start(self, run: Run[Any], *, queued: bool) -> None:
+        assert self._loop is not None
+        assert run._details is not None
+        assert run._started_at is not None
+        details = run._task.details
         run._timer = self._call_later(details.timeout, self._deadline_passed, run)
         self._observer.run_started(run._details, run._started_at - run._submitted_at, queued)
         if run._call is None:
             return
-        work = self._work(run)
+        work = self._execute(run)
         try:
             run._work = self._loop.create_task(work, name=details.name, context=run._context)
-        except Exception as error:  # noqa: BLE001 - the application's own task factory raised; the run must still end
+        except BaseException as error:  # the application's own task factory raised; the run must still end
             work.close()
             self._work_ended(run, error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
         else:
             run._stop = run._work.cancel
             run._work.add_done_callback(partial(self._work_done, run), context=self._clean_context)
 
-    async def _work(self, run: Run[Any]) -> None:
+    async def _execute(self, run: Run[Any]) -> None:
         assert run._call is not None
         try:
             run._result = await run._call()
-        except BaseException as error:
+        except BaseException as error:  # also a SystemExit: a run must not end the server
             self._work_ended(run, error)
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -301,6 +326,9 @@ class Runner:
     def _cancel(self, run: Run[Any]) -> None:
         if run._started_at is not None:
             self._stop(run, Outcome.CANCELLED)
+        elif run._details is None:
+            # Submitted in a thread, and not arrived here yet.
+            run._verdict = Outcome.CANCELLED
         elif run.outcome is None:
             self._settle(run, Outcome.CANCELLED)
 
@@ -329,7 +357,7 @@ class Runner:
         assert run._details is not None
         self._stuck.add(run)
         run._task.stuck += 1
-        self._observer.run_stuck(run._details, "".join(traceback.format_list(_stack(run._work))))
+        self._observer.run_stuck(run._details, suspended_stack(run._work))
         self._settle(run, run._verdict)
 
     def _let_go(self, run: Run[Any]) -> None:
@@ -354,7 +382,9 @@ class Runner:
                 self._settle(run, Outcome.FAILED)
 
     def _settle(self, run: Run[Any], outcome: Outcome) -> None:
-        assert run._details is not None
+        self._tell_end(run, self._count_out(run, outcome))
+
+    def _count_out(self, run: Run[Any], outcome: Outcome) -> RunEnd:
         now = self._now()
         wait, duration = now - run._submitted_at, None
         if run._started_at is not None:
@@ -369,7 +399,11 @@ class Runner:
         self.outcomes[outcome] += 1
         run.outcome = outcome
         run._call = None
-        self._observer.run_ended(run._details, RunEnd(outcome, wait, duration, run._error, run._reason))
+        return RunEnd(outcome, wait, duration, run._error, run._reason)
+
+    def _tell_end(self, run: Run[Any], end: RunEnd) -> None:
+        assert run._details is not None
+        self._observer.run_ended(run._details, end)
         self._wake(run)
         if run._connection is not None:
             run._connection.leave_flow()
@@ -380,7 +414,7 @@ class Runner:
         waiters, run._waiters = run._waiters, []
         for waiter in waiters:
             loop = waiter.get_loop()
-            if loop is self._loop and not loop.is_closed():
+            if loop is self._loop:
                 _resolve(waiter)
             else:
                 with suppress(RuntimeError):  # its loop is closed, so nobody waits there
@@ -447,20 +481,3 @@ class Runner:
 def _resolve(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _stack(work: asyncio.Task[None] | None) -> list[traceback.FrameSummary]:
-    """Where suspended work hangs, outermost first.
-
-    `asyncio.Task.get_stack` gives only the outermost frame of a suspended coroutine.
-    """
-    return list(traceback.StackSummary.extract(_suspended_frames(work)))
-
-
-def _suspended_frames(work: asyncio.Task[None] | None) -> Iterator[tuple[FrameType, int]]:
-    awaited: Any = None if work is None else work.get_coro()
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        if frame is not None:
-            yield frame, frame.f_lineno
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)

@@ -1,7 +1,7 @@
 """Task declarations and the handles of their runs."""
 
 import asyncio
-import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
@@ -38,28 +38,37 @@ def declare(
     """
     if not isinstance(name, str) or not name or len(name) > 100 or not name.isprintable():
         raise DeclarationError(f"a task's name must be 1 to 100 printable characters, not {name!r}")
-    for what, seconds in (("timeout", timeout), ("max_wait", timeout if max_wait is None else max_wait)):
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise DeclarationError(
-                f"task {name!r}: {what} must be a positive, finite number of seconds, not {seconds!r}"
-            )
-    for what, limit, least in (("max_running", max_running, 1), ("max_pending", max_pending, 0)):
-        check_limit(f"task {name!r}: {what}", limit, least)
+    check_seconds(f"task {name!r}: timeout", timeout)
+    max_wait = timeout if max_wait is None else max_wait
+    check_seconds(f"task {name!r}: max_wait", max_wait)
+    if max_running is not None:
+        check_limit(f"task {name!r}: max_running", max_running, 1)
+    if max_pending is not None:
+        check_limit(f"task {name!r}: max_pending", max_pending, 0)
     if trace not in ("auto", "child", "link"):
         raise DeclarationError(f"task {name!r}: trace must be 'auto', 'child' or 'link', not {trace!r}")
-    return TaskDetails(
-        name,
-        float(timeout),
-        float(timeout if max_wait is None else max_wait),
-        max_running,
-        max_pending,
-        trace,
-    )
+    return TaskDetails(name, float(timeout), float(max_wait), max_running, max_pending, trace)
+
+
+def check_seconds(what: str, seconds: object) -> None:
+    """Refuse a time that isn't a positive, finite number of seconds.
+
+    Raises:
+        DeclarationError: it isn't.
+    """
+    # A timer's heap takes what a float holds; an int may be larger.
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= sys.float_info.max:  # type: ignore[operator]
+        raise DeclarationError(f"{what} must be a positive, finite number of seconds, not {seconds!r}")
 
 
 def check_limit(what: str, limit: object, least: int) -> None:
-    """Refuse a limit that isn't None or a whole number of at least `least` runs."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < least):
+    """Refuse a limit that isn't a whole number of at least `least` runs.
+
+    Raises:
+        DeclarationError: it isn't.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < least:
         raise DeclarationError(f"{what} must be a whole number of at least {least}, not {limit!r}")
 
 
@@ -115,7 +124,7 @@ class Run(Generic[R]):
         self._started_at: float | None = None
         self._sequence = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._work: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[Any] | None = None
         self._stop: Callable[[], object] | None = None
         self._verdict: Outcome | None = None
         self._result: R
@@ -137,7 +146,9 @@ class Run(Generic[R]):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
-                yield from waiter
+                # Looked at again: on another event loop's thread, the run may have ended since.
+                if self.outcome is None:
+                    yield from waiter
             except asyncio.CancelledError:
                 self._runner.absorbed(self)
                 raise
@@ -206,7 +217,8 @@ class Task(Declared, Generic[P, R]):
     def __init__(
         self, runner: "Runner", function: Callable[P, Coroutine[Any, Any, R]], details: TaskDetails
     ) -> None:
-        if not (iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))):  # noqa: B004 - the type, not whether it can be called
+        # By its type: a class whose instances are async callables isn't one itself.
+        if not (iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)):
             raise DeclarationError(
                 f"task {details.name!r} must be an async function (`async def`); run blocking code in one with "
                 "`await anyio.to_thread.run_sync(...)`"
@@ -214,14 +226,14 @@ class Task(Declared, Generic[P, R]):
         super().__init__(details)
         self._runner = runner
         self._function = function
-        update_wrapper(self, function)
+        update_wrapper(self, function, updated=())
 
     @property
     def name(self) -> str:
         """The name in metrics, spans and logs."""
         return self.details.name
 
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Run[R]:
         """Start a detached run and return its handle at once.
 
         Never raises and never blocks, so that it works in `finally` blocks, in generators' clean-up and in code
@@ -230,7 +242,7 @@ class Task(Declared, Generic[P, R]):
         """
         return self._runner.submit(self, lambda: self._function(*args, **kwargs))
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run, shielded, and wait for the result.
 
         If the caller is cancelled meanwhile, the cancellation is counted as absorbed and raised on in the caller;

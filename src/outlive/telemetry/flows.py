@@ -1,7 +1,9 @@
 """The last disconnect flows, kept in memory for a look from a terminal or a browser without any backend."""
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 from opentelemetry import trace
@@ -93,9 +95,18 @@ def _span(span: ReadableSpan, start: int) -> dict[str, Any]:
         "start": (began - start) / 1e9,
         "duration": ((span.end_time or began) - began) / 1e9,
         "error": span.status.status_code is trace.StatusCode.ERROR,
-        "attributes": dict(attributes),
+        "attributes": {name: _plain(value) for name, value in attributes.items()},
         "events": [{"name": event.name, "at": (event.timestamp - start) / 1e9} for event in span.events],
     }
+
+
+def _plain(value: Any) -> Any:
+    # JSON has neither NaN nor infinities, and no bytes.
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes) or (isinstance(value, float) and not isfinite(value)):
+        return str(value)
+    return value
 
 
 def _ids(span: ReadableSpan) -> tuple[str, str]:

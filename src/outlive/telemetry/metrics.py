@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable
 from contextvars import Context
 from importlib.metadata import version
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -57,8 +58,10 @@ class Families:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
+        def gauge(
+            name: str, text: str, *labels: str, workers: Literal["livesum", "livemax"] = "livesum"
+        ) -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode=workers)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
@@ -77,7 +80,9 @@ class Families:
             "Runs that were cancelled and haven't ended within the cancel grace.",
             "task",
         )
-        self.timeout = gauge("outlive_run_timeout_seconds", "The declared timeout of a task's runs.", "task")
+        self.timeout = gauge(
+            "outlive_run_timeout_seconds", "The declared timeout of a task's runs.", "task", workers="livemax"
+        )
         self.limit = gauge("outlive_runs_limit", "The most runs that may execute or wait at once.", "kind")
         self.absorbed = counter(
             "outlive_absorbed_cancellations",
@@ -116,8 +121,10 @@ class Families:
             "method",
             "status",
         )
-        self.draining = gauge("outlive_draining", "1 while the process drains, else 0.")
-        self.drain_duration = gauge("outlive_drain_duration_seconds", "How long the last drain took.")
+        self.draining = gauge("outlive_draining", "1 while the process drains, else 0.", workers="livemax")
+        self.drain_duration = gauge(
+            "outlive_drain_duration_seconds", "How long the last drain took.", workers="livemax"
+        )
         self.lag = histogram(
             "outlive_event_loop_lag_seconds",
             "How much later than asked for the event loop calls back.",
@@ -186,11 +193,11 @@ class Metrics(Observer):
     def opened(self, limits: Limits) -> None:
         self._families.limit.labels("running").set(limits.max_running)
         self._families.limit.labels("pending").set(limits.max_pending)
-        self._families.draining.set(0)
         self.closed()  # an Outlive without a lifespan is opened again on each new event loop
         self._watch_loop(asyncio.get_running_loop())
 
     def closed(self) -> None:
+        self._families.draining.set(0)
         if self._lag is not None:
             self._lag.cancel()
 
@@ -275,5 +282,4 @@ class Metrics(Observer):
         self._families.draining.set(1)
 
     def drain_ended(self, duration: float, cancelled: int, stuck: list[str]) -> None:
-        self._families.draining.set(0)
         self._families.drain_duration.set(duration)

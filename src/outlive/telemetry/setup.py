@@ -43,9 +43,7 @@ def set_up_tracing(
         TelemetryError: `OTEL_TRACES_EXPORTER` or `OTEL_EXPORTER_OTLP_PROTOCOL` names what this set-up doesn't have.
     """
     resource = Resource.create()
-    if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
-        "OTEL_RESOURCE_ATTRIBUTES", ""
-    ):
+    if not _variable("OTEL_SERVICE_NAME") and "service.name=" not in _variable("OTEL_RESOURCE_ATTRIBUTES"):
         resource = resource.merge(Resource({SERVICE_NAME: service_name}))
     # Not at exit: the drain flushes what there is, within its budget, and an exit must not wait for a dead backend.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -62,29 +60,35 @@ def set_up_tracing(
     return provider
 
 
+def _variable(*names: str) -> str:
+    # The specification: an empty value is the same as none.
+    return next((value for name in names if (value := os.environ.get(name, "").strip())), "")
+
+
 def _exporter() -> SpanExporter | None:
-    kind = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
-    match kind:
+    match _variable("OTEL_TRACES_EXPORTER").lower():
         case "none":
             return None
         case "console":
             return ConsoleSpanExporter(out=sys.stderr)
-        case "otlp":
-            if not any(
-                os.environ.get(name)
-                for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-            ):
-                return None
-        case _:
+        case "otlp" | "":
+            pass
+        case unknown:
             raise TelemetryError(
-                f"OTEL_TRACES_EXPORTER={kind!r}: this service has 'otlp', 'console' and 'none'"
+                f"OTEL_TRACES_EXPORTER={unknown!r}: this service has 'otlp', 'console' and 'none'"
             )
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        protocol = os.environ.get(name, "http/protobuf")
-        if protocol != "http/protobuf":
-            raise TelemetryError(
-                f"{name}={protocol!r}: this service speaks 'http/protobuf' (port 4318, as a rule)"
-            )
+    if not _variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return None
+    # The one for traces goes before the one for all signals.
+    names = [
+        name
+        for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        if _variable(name)
+    ]
+    if names and _variable(names[0]) != "http/protobuf":
+        raise TelemetryError(
+            f"{names[0]}={_variable(names[0])!r}: this service speaks 'http/protobuf' (port 4318, as a rule)"
+        )
     return OTLPSpanExporter()
 
 

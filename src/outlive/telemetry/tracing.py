@@ -24,7 +24,9 @@ class Tracing(Observer):
         self._connections: dict[ConnectionDetails, Span] = {}
         self._flows: dict[DisconnectDetails, Span] = {}
         self._absorbed: dict[RunDetails, int] = {}
-        self._around_scopes: dict[RunDetails, otel_context.Context] = {}
+        # What was current around a scope's block, until the block is left; a stuck one is left after its end.
+        self._around: dict[RunDetails, tuple[Span, otel_context.Context]] = {}
+        self._around_stuck: dict[RunDetails, tuple[Span, otel_context.Context]] = {}
 
     def exemplar(self, what: object) -> dict[str, str] | None:
         """The ids of a run's, a connection's or a disconnect flow's span, if it is sampled and hasn't ended."""
@@ -79,7 +81,7 @@ class Tracing(Observer):
         self._runs[run] = span
         inside = trace.set_span_in_context(span, surroundings)
         if run.context is None:
-            self._around_scopes[run] = surroundings
+            self._around[run] = (span, surroundings)
             otel_context.attach(inside)
         else:
             run.context.run(otel_context.attach, inside)
@@ -121,6 +123,13 @@ class Tracing(Observer):
         for span in self._runs.values():
             span.add_event("outlive.drain")
 
+    def run_stuck(self, run: RunDetails, stack: str) -> None:
+        if run in self._around:
+            self._around_stuck[run] = self._around.pop(run)
+
+    def run_unstuck(self, run: RunDetails) -> None:
+        _leave(self._around_stuck.pop(run, None))
+
     def run_ended(self, run: RunDetails, end: RunEnd) -> None:
         span = self._runs.pop(run)
         absorbed = self._absorbed.pop(run, 0)
@@ -135,13 +144,19 @@ class Tracing(Observer):
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(attributes)
         span.end()
-        around = self._around_scopes.pop(run, None)
-        if around is not None:
-            # Not a detach by token: a scope in a generator may be left in another context than it was entered in.
-            otel_context.attach(around)
+        _leave(self._around.pop(run, None))
 
     def flow_ended(self, disconnect: DisconnectDetails, tail: float) -> None:
-        self._flows.pop(disconnect).end(disconnect.at_ns + int(tail * 1e9))
+        root = self._flows.pop(disconnect, None)
+        if root is not None:
+            root.end(disconnect.at_ns + int(tail * 1e9))
+
+
+def _leave(around: tuple[Span, otel_context.Context] | None) -> None:
+    # Not a detach by token: a scope in a generator may be left in another context than it was entered in, and there
+    # something else is current.
+    if around is not None and trace.get_current_span() is around[0]:
+        otel_context.attach(around[1])
 
 
 def ids(context: SpanContext) -> dict[str, str]:
