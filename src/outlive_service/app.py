@@ -9,8 +9,9 @@ import httpx
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import Span, TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry, write_to_textfile
+from starlette.types import Scope
 
 from outlive import Observer, Outlive
 from outlive.telemetry.flows import FlowBuffer, flows_page
@@ -24,6 +25,13 @@ from outlive_service.store import Store
 FLOWS_PATH = "/outlive/flows"
 MAX_BODY = 256_000
 """Bytes of a request's body."""
+
+
+def without_query(span: Span, _scope: Scope) -> None:
+    """Take the query string out of a server span: it holds what users send, and telemetry holds no payload."""
+    url = getattr(span, "attributes", {}).get("http.url")
+    if isinstance(url, str):
+        span.set_attribute("http.url", url.partition("?")[0])
 
 
 class FinalMetrics(Observer):
@@ -132,5 +140,6 @@ def create_app(
         tracer_provider=tracer_provider,
         excluded_urls=f"^https?://[^/]+(/metrics|/healthz|/readyz|{FLOWS_PATH})$",
         exclude_spans=["receive", "send"],
+        server_request_hook=without_query,
     )
     return app

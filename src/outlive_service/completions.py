@@ -202,17 +202,18 @@ def completions_router(outlive: Outlive, settings: Settings) -> APIRouter:
             async with aclosing(ask(client, settings, question, answer)) as pieces:
                 async for fresh in pieces:
                     yield b"".join(sse({"token": token}) for token in fresh)
-            yield sse({"tokens": len(answer.tokens)}, "done")
+            ending = sse({"tokens": len(answer.tokens)}, "done")
         except (httpx.HTTPError, UpstreamError, ValidationError) as error:
             # By its type alone: the message of a ValidationError repeats the answer.
             logger.warning("the upstream failed: %s", type(error).__name__)
-            yield sse({"error": "upstream"}, "error")
+            ending = sse({"error": "upstream"}, "error")
         finally:
             saved = save_answer.submit(store, answer)
             bill_tokens.submit(store, client, answer, saved)
-            # An answer that has come to its end is a saved one. When the client has left, this wait is cancelled:
-            # that is counted as absorbed and raised on, and the two runs go on.
+            # Whoever is told that the answer is done is told of a saved one. When the client has left, this wait is
+            # cancelled: that is counted as absorbed and raised on, and the two runs go on.
             await saved
+        yield ending
 
     @router.post("/completions")
     async def complete(request: Request, question: Question) -> TokenStream:

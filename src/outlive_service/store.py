@@ -293,7 +293,8 @@ class Store:
         return self._url.get_backend_name() == "sqlite"
 
     def _sqlite(self) -> AsyncEngine:
-        engine = create_async_engine(self._url, pool_size=self._pool, max_overflow=0)
+        # Errors are logged, and what people write must not be.
+        engine = create_async_engine(self._url, pool_size=self._pool, max_overflow=0, hide_parameters=True)
 
         @event.listens_for(engine.sync_engine, "connect")
         def prepare(connection: Any, _record: object) -> None:
@@ -335,6 +336,7 @@ class Store:
             self._url,
             pool_size=self._pool,
             max_overflow=0,
+            hide_parameters=True,
             # The database may have been restarted since the connection was last used.
             pool_pre_ping=True,
             connect_args={"timeout": 10, "command_timeout": 30},

@@ -32,7 +32,7 @@ class Server:
     async def account(self) -> dict[str, Any]:
         async with asyncio.timeout(20):
             await self._process.wait()
-        counts = json.loads((self._folder / "counts").read_text())
+        counts: dict[str, Any] = json.loads((self._folder / "counts").read_text())
         assert counts["submitted"] == sum(counts["outcomes"].values())
         return counts
 
@@ -92,7 +92,7 @@ async def visitors(visits: dict[str, Visit]) -> list[asyncio.Task[None]]:
     ]
     async with asyncio.timeout(20):
         await asyncio.gather(*(event.wait() for event in events))
-    return tasks  # type: ignore[return-value]
+    return tasks
 
 
 @pytest.mark.parametrize("grace", GRACE)

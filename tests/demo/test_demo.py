@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from outlive_service.demo import Demo
 OUTCOMES = {"completed", "timed_out", "cancelled", "failed", "rejected"}
 
 
-async def demo_command(*options: str, stop_service_after: float | None = None) -> tuple[int, dict]:
+async def demo_command(*options: str, stop_service_after: float | None = None) -> tuple[int, dict[str, Any]]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "outlive", "demo", *options, "--json",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -63,7 +64,24 @@ def test_the_account_balances_when_the_service_is_stopped_in_the_middle() -> Non
     assert account["disconnects"]["server_shutdown"] > 0
 
 
-def test_metrics_traces_and_the_account_agree(receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_drains_and_draws_up_the_account() -> None:
+    async def interrupted() -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "outlive", "demo", "--clients", "10", stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        told = await process.stdout.readline()
+        assert told.startswith(b"service http://")
+        process.send_signal(signal.SIGINT)
+        out, _ = await process.communicate()
+        return process.returncode or 0, out.decode()
+
+    status, text = asyncio.run(interrupted())
+    assert status == 0
+    assert "The account" in text
+
+
+def test_metrics_traces_and_the_account_agree(receiver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
     demo = Demo(20, 3, {})
@@ -88,7 +106,7 @@ def test_metrics_traces_and_the_account_agree(receiver, monkeypatch: pytest.Monk
     assert account.errors == ()
 
     # The metrics equal the account.
-    counted = Counter()
+    counted: Counter[str] = Counter()
     for family in parse_classic(classic):
         for sample in family.samples:
             if sample.name == "outlive_runs_total":
@@ -157,7 +175,7 @@ def test_metrics_traces_and_the_account_agree(receiver, monkeypatch: pytest.Monk
     # Every exemplar leads to a recorded trace, and those of the tail to disconnect flows.
     exemplars = [
         (family.name, sample.exemplar.labels["trace_id"])
-        for family in parse_openmetrics(openmetrics)
+        for family in parse_openmetrics(openmetrics)  # type: ignore[no-untyped-call]
         for sample in family.samples
         if sample.exemplar
     ]

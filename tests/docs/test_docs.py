@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
+from fastapi.testclient import TestClient
+
+from outlive import Outcome
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "from_shield_to_outlive.py"
@@ -37,30 +40,15 @@ def test_the_page_shows_the_code_of_the_example() -> None:
     assert "outlive.scope" in scope
 
 
-def test_the_readme_s_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415
-
-    import outlive.fastapi  # noqa: PLC0415
-
+def test_the_code_of_the_readme_runs() -> None:
     (block,) = python_blocks(README)
-    names: dict[str, object] = {}
-    registry = CollectorRegistry()
-    monkeypatch.setattr(
-        outlive.fastapi.Outlive.__init__,
-        "__kwdefaults__",
-        {**outlive.fastapi.Outlive.__init__.__kwdefaults__, "registry": registry},
-    )
+    names: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), names)
-    from fastapi.testclient import TestClient  # noqa: PLC0415
-
-    with TestClient(names["app"]) as client:  # type: ignore[arg-type]
+    with TestClient(names["app"]) as client:
         with client.websocket_connect("/rooms/a") as ws:
             ws.send_text("hello")
         assert client.get("/readyz").json() == {"state": "open"}
-    assert (
-        registry.get_sample_value("outlive_runs_total", {"task": "save_transcript", "outcome": "completed"})
-        == 1
-    )
+    assert names["outlive"].counts.outcomes[Outcome.COMPLETED] == 1
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:

@@ -1,6 +1,6 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,8 +8,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Message
 
-from outlive_service.completions import charge
+from outlive_service.completions import TokenStream, charge
 from outlive_service.settings import Settings
 from outlive_service.store import Answer, Bill, Store
 
@@ -62,9 +63,8 @@ class Upstream:
             async for piece in pieces:
                 self.sent += 1
                 yield piece
-        except asyncio.CancelledError:
+        finally:
             self.left = True
-            raise
 
 
 async def all_of(pieces: Iterable[str]) -> AsyncIterator[str]:
@@ -122,6 +122,8 @@ async def test_a_client_that_stops_reading_and_vanishes_leaves_nothing_behind(
 ) -> None:
     async def endless() -> AsyncIterator[str]:
         while True:
+            # Once its caller has left, nothing else would let the server notice.
+            await asyncio.sleep(0)
             yield chunk("x" * 100_000)
 
     upstream = Upstream(endless)
@@ -150,11 +152,41 @@ async def test_a_client_that_stops_reading_and_vanishes_leaves_nothing_behind(
     await service.until(left)
 
 
+async def test_a_stream_cut_short_while_sending_has_cleaned_up_when_it_returns() -> None:
+    cleaned_up = False
+    sending = asyncio.Event()
+
+    async def events() -> AsyncGenerator[bytes]:
+        nonlocal cleaned_up
+        try:
+            while True:
+                yield b"x"
+        finally:
+            cleaned_up = True
+
+    async def receive() -> Message:
+        await sending.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            sending.set()
+            await asyncio.Event().wait()
+
+    # Held here, so that no garbage collector does it.
+    generator = events()
+    async with asyncio.timeout(10):
+        await TokenStream(generator)({"type": "http"}, receive, send)
+    assert cleaned_up
+
+
 @pytest.mark.parametrize("graceful", [None, 1])
 async def test_a_stop_in_mid_answer_saves_and_charges_it(service: Any, graceful: int | None) -> None:
     service.start(graceful=graceful)
     async with httpx.AsyncClient(timeout=15) as client:
-        request = client.stream("POST", f"{service.url}/completions", json=question(max_tokens=400))
+        request = client.stream(
+            "POST", f"{service.url}/completions", json=question(max_tokens=1_000 if graceful else 100)
+        )
         async with request as response:
             lines = response.aiter_lines()
             await anext(lines)
@@ -259,7 +291,9 @@ async def test_an_unsaved_answer_is_not_billed(service: Any, monkeypatch: pytest
 
     monkeypatch.setattr(Store, "save_answer", break_down)
     service.start()
-    await ask(service, max_tokens=3)
+    # An answer that couldn't be saved doesn't end as if all were well.
+    with pytest.raises(httpx.RemoteProtocolError):
+        await ask(service, max_tokens=3)
     await service.ended(save_answer=1, bill_tokens=1)
     assert service.runs("save_answer") == {"failed": 1}
     assert service.runs("bill_tokens") == {"failed": 1}

@@ -105,7 +105,7 @@ async def test_nobody_is_told_of_a_user_who_comes_back_in_time(service: Any) -> 
 
 
 async def test_a_user_with_two_windows_leaves_with_the_last(service: Any) -> None:
-    service.start()
+    service.start(departure_grace=0)
     async with connect(address(service, "ann")) as ann:
         await receive(ann, "welcome")
         async with connect(address(service, "bob")) as bob:

@@ -75,6 +75,14 @@ async def test_a_session_is_saved_with_its_lines_once(store: Store) -> None:
     ]
 
 
+async def test_no_error_repeats_what_was_written(store: Store) -> None:
+    answer = Answer("a1", "ann", ["hunter2"])
+    await store.save_answer(answer)
+    with pytest.raises(IntegrityError) as refusal:
+        await store.save_answer(answer)
+    assert "hunter2" not in f"{refusal.value} {refusal.value!r} {refusal.value.__cause__}"
+
+
 async def test_an_answer_is_saved_once_and_charged_once(store: Store) -> None:
     answer = Answer("a1", "ann", ["one ", "two "], finished=True)
     await store.save_answer(answer)

@@ -45,6 +45,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         # A nanosecond more than asked for, or a timer could be due in so little that the clock can't show it.
         return self._jumping.now + 1e-9
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # Threads are waited for without the runner's timeout, which virtual time would spend at once.
+        await super().shutdown_default_executor()
+
 
 def eager_loop() -> asyncio.AbstractEventLoop:
     loop = VirtualClockLoop()

@@ -120,6 +120,8 @@ def test_a_full_task_blocks_no_other(run: Any, serving: Any, watched: Any) -> No
             await asyncio.sleep(0)
             assert started == ["narrow 1", "wide 1"]
             await asyncio.sleep(1.5)
+            assert started == ["narrow 1", "wide 1", "narrow 2"]
+            await asyncio.sleep(1)
             assert started == ["narrow 1", "wide 1", "narrow 2", "wide 2"]
 
     run(main())

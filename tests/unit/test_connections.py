@@ -406,9 +406,10 @@ def test_a_file_that_the_server_sends_itself_is_a_whole_response(
 
     async def main() -> None:
         connection = wire(app_with(outlive, handle), "http", "/items/1")
+        while not connection.sent or connection.sent[-1]["type"] != "http.response.pathsend":  # noqa: ASYNC110 - a thread opens the file
+            await asyncio.sleep(0)
         connection.put(GONE)
         await connection.handler
-        assert connection.sent[-1]["type"] == "http.response.pathsend"
 
     run(main())
     assert disconnects(registry) == {}
@@ -678,6 +679,39 @@ def test_a_kept_message_is_the_handlers_next_one(run: Any, outlive: Outlive, wir
     assert heard == [*lines, LEFT]
     # The same objects: nothing was copied on the way.
     assert all(message is line for message, line in zip(heard, lines, strict=False))
+
+
+def test_a_watch_that_ends_as_it_begins_holds_nobody_up(run: Any, outlive: Outlive, wire: Any) -> None:
+    # An eager task factory (Python 3.12) runs a task before create_task returns.
+    heard: list[Message] = []
+    begun: list[Any] = []
+    line: Message = {"type": "websocket.receive", "text": "the line"}
+
+    def eager(loop: Any, coroutine: Any, **kwargs: Any) -> Any:
+        if "_keep" not in coroutine.__qualname__:
+            return asyncio.Task(coroutine, loop=loop, **kwargs)
+        with pytest.raises(StopIteration):
+            coroutine.send(None)  # the message is there, so there is nothing to wait for
+        done = loop.create_future()
+        done.set_result(None)
+        begun.append(done)
+        return done
+
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of("websocket", receive, send)
+        await asyncio.sleep(2)
+        heard.append(await receive())
+        heard.append(await receive())
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(eager)
+        connection = wire(app_with(outlive, handle), "websocket", "/rooms/a")
+        connection.put(line, LEFT)
+        await asyncio.wait_for(connection.handler, 10)
+
+    run(main())
+    assert begun
+    assert heard == [line, LEFT]
 
 
 def test_at_most_one_message_is_kept(run: Any, outlive: Outlive, wire: Any) -> None:

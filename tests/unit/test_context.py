@@ -58,7 +58,7 @@ def test_every_asyncio_task_has_the_tasks_name(run: Any, serving: Any, outlive: 
     async def save() -> None:
         task = asyncio.current_task()
         assert task is not None
-        await asyncio.sleep(0)
+        await asyncio.sleep(1)
         names.append(task.get_name())
 
     async def main() -> None:

@@ -16,13 +16,12 @@ async def work() -> None:
 
 
 def test_a_sync_function_is_refused(outlive: Outlive) -> None:
+    def save() -> None:
+        pass
+
     declare: Any = outlive.task(timeout=1.0)
-
     with pytest.raises(DeclarationError, match=r"anyio\.to_thread\.run_sync") as caught:
-
-        @declare
-        def save() -> None:
-            pass
+        declare(save)
 
     assert isinstance(caught.value, OutliveError)
     assert "'save'" in str(caught.value)
@@ -51,7 +50,9 @@ def test_what_is_not_async_is_refused(outlive: Outlive, function: Any) -> None:
     outlive.task(timeout=1.0, name="job")(work)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan, True, "5", None, pytest.param(10**400, id="huge")])
+@pytest.mark.parametrize(
+    "timeout", [0, -1, math.inf, math.nan, True, "5", None, pytest.param(10**400, id="huge")]
+)
 @pytest.mark.parametrize("which", ["timeout", "max_wait"])
 def test_a_time_must_be_positive_and_finite(outlive: Outlive, which: str, timeout: Any) -> None:
     if which == "max_wait" and timeout is None:
@@ -68,7 +69,13 @@ def test_the_timeout_is_required(outlive: Outlive) -> None:
 
 @pytest.mark.parametrize(
     ("which", "limit"),
-    [("max_running", 0), ("max_running", 1.5), ("max_running", True), ("max_pending", -1), ("max_pending", "1")],
+    [
+        ("max_running", 0),
+        ("max_running", 1.5),
+        ("max_running", True),
+        ("max_pending", -1),
+        ("max_pending", "1"),
+    ],
 )
 def test_a_limit_must_be_a_number_of_runs(outlive: Outlive, which: str, limit: Any) -> None:
     settings: dict[str, Any] = {which: limit}
@@ -133,7 +140,7 @@ def test_a_callable_objects_attributes_are_not_the_tasks(run: Any, serving: Any,
         async def __call__(self) -> str:
             return self.details
 
-    save: Task[[], str] = outlive.task(timeout=1.0, name="save", max_running=1)(Saver())  # type: ignore[arg-type]
+    save: Task[[], str] = outlive.task(timeout=1.0, name="save", max_running=1)(Saver())
 
     async def main() -> None:
         async with serving(outlive):
@@ -152,7 +159,7 @@ def test_a_task_of_another_outlive_may_be_declared_again(run: Any, serving: Any,
     async def main() -> None:
         async with serving(mine), serving(theirs):
             assert second.name == "second"
-            second.submit()
+            await second()
 
     run(main())
     assert mine.counts.outcomes[Outcome.COMPLETED] == theirs.counts.outcomes[Outcome.COMPLETED] == 1

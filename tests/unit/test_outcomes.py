@@ -279,21 +279,21 @@ def test_a_run_that_waited_cancels_itself_in_its_first_step(run: Any, serving: A
     async def hold() -> None:
         await asyncio.sleep(1)
 
+    handles: list[Any] = []
+
     @outlive.task(timeout=5.0)
     async def cancel_me() -> None:
-        assert handle.cancel()
+        assert handles[0].cancel()
         await asyncio.sleep(100)
 
     async def main() -> None:
-        nonlocal handle
         async with serving(outlive):
             hold.submit()
-            handle = cancel_me.submit()
+            handles.append(cancel_me.submit())
             await asyncio.sleep(1.5)
             # An eager task factory takes the first step before the runner has got the task.
-            assert handle.outcome is Outcome.CANCELLED
+            assert handles[0].outcome is Outcome.CANCELLED
 
-    handle: Any = None
     run(main())
 
 
@@ -342,11 +342,14 @@ def raising_observer(event: str, error: type[BaseException]) -> Observer:
     def listen(self: Observer, *details: object) -> None:
         raise error
 
-    return type("Raising", (Observer,), {event: listen})()
+    observer: Observer = type("Raising", (Observer,), {event: listen})()
+    return observer
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, SystemExit])
-@pytest.mark.parametrize("event", [event for event in EVENTS if not event.startswith(("conn", "disc", "flow"))])
+@pytest.mark.parametrize(
+    "event", [event for event in EVENTS if not event.startswith(("conn", "disc", "flow"))]
+)
 def test_an_observer_that_raises_disturbs_nothing(
     run: Any,
     serving: Any,

@@ -129,11 +129,10 @@ def test_is_submitted_by_code_that_is_being_cancelled(
             store.save.submit("last words")
 
     async def main() -> None:
-        async with serving(outlive):
-            async with anyio.create_task_group() as group:
-                group.start_soon(handler)
-                await asyncio.sleep(0.1)
-                group.cancel_scope.cancel()
+        async with serving(outlive), anyio.create_task_group() as group:
+            group.start_soon(handler)
+            await asyncio.sleep(0.1)
+            group.cancel_scope.cancel()
         assert store.saved == ["last words"]
 
     run(main())
@@ -163,12 +162,15 @@ def test_outlives_the_failure_of_its_callers_task_group(
         await asyncio.sleep(0.1)
         raise ZeroDivisionError
 
+    async def handler() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(store.save("line"))
+            group.create_task(broken())
+
     async def main() -> None:
         async with serving(outlive):
             with pytest.raises(ExceptionGroup):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(store.save("line"))
-                    group.create_task(broken())
+                await handler()
             assert outlive.counts.running == 1
         assert store.saved == ["line"]
 

@@ -1,6 +1,7 @@
 """A scope shields a block in place, and counts it as a run."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -25,10 +26,9 @@ def absorbed(registry: Any, name: str = "flush") -> float | None:
 
 def test_completed(run: Any, serving: Any, outlive: Outlive) -> None:
     async def main() -> None:
-        async with serving(outlive):
-            async with outlive.scope("flush", timeout=5.0):
-                await asyncio.sleep(1)
-                assert outlive.counts.running == 1
+        async with serving(outlive), outlive.scope("flush", timeout=5.0):
+            await asyncio.sleep(1)
+            assert outlive.counts.running == 1
 
     run(main())
     assert counted(outlive, Outcome.COMPLETED)
@@ -123,9 +123,8 @@ def test_a_nested_scope_absorbs_nothing_that_its_outer_one_does(
     async def main() -> None:
         async with serving(outlive):
             with anyio.move_on_after(1):
-                async with outlive.scope("outer", timeout=9.0):
-                    async with outlive.scope("inner", timeout=5.0):
-                        await asyncio.sleep(2)
+                async with outlive.scope("outer", timeout=9.0), outlive.scope("inner", timeout=5.0):
+                    await asyncio.sleep(2)
 
     run(main())
     assert (absorbed(registry, "outer"), absorbed(registry, "inner")) == (1, 0)
@@ -169,14 +168,15 @@ def test_a_native_cancellation_at_the_deadline_is_not_lost(run: Any, serving: An
 
 
 def test_a_block_that_swallows_its_deadline(run: Any, serving: Any, outlive: Outlive) -> None:
+    async def swallow() -> None:
+        async with outlive.scope("flush", timeout=1.0):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+
     async def main() -> None:
         async with serving(outlive):
             with pytest.raises(RunTimedOut):
-                async with outlive.scope("flush", timeout=1.0):
-                    try:
-                        await asyncio.sleep(100)
-                    except asyncio.CancelledError:
-                        pass
+                await swallow()
 
     run(main())
     assert counted(outlive, Outcome.TIMED_OUT)
@@ -272,7 +272,7 @@ def test_an_async_generator_inside_it_that_another_task_closes(
             await anext(stream)
             # AnyIO refuses such a use of its scopes; the run must end all the same.
             with pytest.raises(RuntimeError):
-                await asyncio.create_task(stream.aclose())  # type: ignore[arg-type]
+                await asyncio.create_task(stream.aclose())
             assert outlive.counts.running == 0
 
     try:

@@ -117,6 +117,31 @@ def test_its_slot_is_given_back(run: Any, serving: Any, watched: Any) -> None:
     run(main())
 
 
+def test_its_end_lets_a_run_start_that_waits(run: Any, serving: Any, watched: Any) -> None:
+    outlive: Outlive = watched(max_running=1, cancel_grace=1.0)
+    stubborn = Stubborn(outlive, timeout=1.0)
+
+    @outlive.task(timeout=5.0, max_wait=60.0)
+    async def work() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with serving(outlive):
+            for _ in range(2):
+                stubborn.ignore.submit()
+                await asyncio.sleep(3)
+            assert outlive.counts.stuck == 2
+            waiting = work.submit()
+            await asyncio.sleep(10)
+            assert outlive.counts.pending == 1
+            released = loop.time()
+            stubborn.released.set()
+            assert await waiting == pytest.approx(released)
+
+    run(main())
+
+
 def test_the_gauge_goes_back_when_it_ends_after_all(
     run: Any, serving: Any, watched: Any, recorder: Any, registry: Any
 ) -> None:
