@@ -96,13 +96,13 @@ class ConnectionMiddleware:
             loop.call_later(SWEEP_INTERVAL, self._sweep, loop, context=self._clean_context)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        for channel in self._channels:
-            channel.identify()  # for handlers behind a middleware that took its time before the router chose
-            if self._watch:
-                channel.watch_when_idle(self._clean_context)
         self._sweeping = None
         if self._channels:
             self._sweep_soon(loop)
+        for channel in self._channels:
+            channel.identify()  # for handlers behind a middleware that took its time before the router chose
+            if self._watch:
+                channel.watch_when_idle()
 
 
 class Template(Protocol):
@@ -278,7 +278,7 @@ class Channel:
         )
         connection.handler_returned()
 
-    def watch_when_idle(self, context: Context) -> None:
+    def watch_when_idle(self) -> None:
         """Begin to watch for a disconnect if the handler hasn't been receiving since the last call."""
         if (
             self._receiving
@@ -290,7 +290,9 @@ class Channel:
         ):
             return
         if self._received == self._received_before:
-            self._watch = self._loop.create_task(self._keep(), name="outlive watch", context=context)
+            # A context of its own: an eager task can't enter one that its creator runs in.
+            watch = self._loop.create_task(self._keep(), name="outlive watch", context=Context())
+            self._watch = None if watch.done() else watch
         self._received_before = self._received
 
     async def _keep(self) -> None:

@@ -103,8 +103,9 @@ class Runner:
     def open(self) -> None:
         """Accept runs from now on, on the running event loop, with a clean tracker."""
         self._loop = asyncio.get_running_loop()
+        # What an event loop left that was closed under the runner can't end by itself any more, and must not start.
+        self.state = State.CLOSED
         for run in list(self._live):
-            # Left by an event loop that was closed under the runner: they can't end by themselves any more.
             self._settle(run, run._verdict or Outcome.CANCELLED)
         for run in list(self._stuck):
             self._let_go(run)
@@ -187,6 +188,7 @@ class Runner:
     def _admit(self, run: Run[Any]) -> None:
         # The numbers change before anything can be awaited, so fifty submits in one step see each other; and before
         # an observer is told, so that it sees numbers that add up.
+        self._start_waiting()  # an observer of a run's end submits before those that wait for its slot have got it
         details = self._describe(run)
         self.submitted += 1
         run._reason = self._refusal(run)
@@ -284,6 +286,8 @@ class Runner:
                 raise
         else:
             run._stop = run._work.cancel
+            if run._verdict is not None and run.outcome is None:
+                run._work.cancel()  # an eager first step has cancelled the run it belongs to
             run._work.add_done_callback(partial(self._work_done, run), context=self._clean_context)
 
     async def _execute(self, run: Run[Any]) -> None:
@@ -349,8 +353,8 @@ class Runner:
         assert run._timer is not None
         run._timer.cancel()
         run._timer = self._call_later(self._cancel_grace, self._give_up, run)
-        assert run._stop is not None
-        run._stop()
+        if run._stop is not None:
+            run._stop()
 
     def _give_up(self, run: Run[Any]) -> None:
         assert run._verdict is not None

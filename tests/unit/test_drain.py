@@ -436,7 +436,7 @@ def test_a_budget_that_works_is_not_told(watched: Any) -> None:
     assert watched(drain_timeout=20.0, server_grace=10.0, stop_grace=30.0).warnings() == []
 
 
-def test_a_long_request_on_any_kind_of_loop(run: Any, serving: Any, outlive: Outlive, wire: Any) -> None:
+def test_a_long_request_on_any_kind_of_loop(new_loop: Any, serving: Any, outlive: Outlive, wire: Any) -> None:
     app = FastAPI()
     outlive.install(app)
 
@@ -445,11 +445,14 @@ def test_a_long_request_on_any_kind_of_loop(run: Any, serving: Any, outlive: Out
         await asyncio.sleep(5)
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        # An eager task that enters the context of the callback that makes it breaks the loop, and then nothing ends.
-        last = loop.call_later(60, loop.stop)
         async with serving(outlive, app):
             await wire(app, "http", "/slow").handler
-        last.cancel()
 
-    run(main())
+    # An eager task that enters the context of the very callback that makes it breaks the loop, and nothing ends any
+    # more. So the loop is stopped from outside, and not tidied up as asyncio.Runner would.
+    loop = new_loop()
+    loop.call_later(60, loop.stop)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()

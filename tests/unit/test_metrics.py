@@ -1,6 +1,7 @@
 """Metrics: the names, types and labels that dashboards and alerts are built on."""
 
 import asyncio
+import os
 import platform
 import shutil
 import subprocess
@@ -403,7 +404,7 @@ WORKER = textwrap.dedent(
 
 
 def test_the_metrics_of_several_workers_are_added_up(tmp_path: Path) -> None:
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PATH": ""}
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(runs)],

@@ -78,6 +78,14 @@ def test_a_route_of_starlettes_own(app: FastAPI, client: TestClient, registry: C
     assert routes(registry) == {"/items/{item}", "/docs"}
 
 
+def test_two_routes_of_starlettes_own_with_one_endpoint(
+    app: FastAPI, client: TestClient, registry: CollectorRegistry
+) -> None:
+    app.router.routes += [Route("/items/{item}", plain), Route("/users/{user}", plain)]
+    assert client.get("/users/1").is_success
+    assert routes(registry) == {"/users/{user}"}
+
+
 def test_a_router_with_a_prefix(app: FastAPI, client: TestClient, registry: CollectorRegistry) -> None:
     router = APIRouter(prefix="/rooms")
     router.get("/{room}")(answer)
