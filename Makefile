@@ -1,16 +1,16 @@
 # Everything here needs Python 3.11+ and make, and sets up .venv by itself.
 
 PYTHON ?= python3
-# The locked requirements, with hashes, of what is run and of what is worked on.
 BIN := .venv/bin
 WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
 
-.PHONY: help demo test lint types bench lock picture clean
+.PHONY: help demo test test-lowest test-python lint types bench lock picture clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the service, its partner and traffic, live in this terminal"
 	@echo "make test    the whole suite"
+	@echo "make test-lowest, make test-python PYTHON=python3.13    the unit tests elsewhere"
 	@echo "make lint    ruff"
 	@echo "make types   mypy, strict"
 	@echo "make bench   (later: see CHANGELOG.md)"
@@ -35,6 +35,21 @@ demo: .venv/.service
 test: .venv/.dev
 	$(BIN)/pytest -n auto $(ARGS)
 
+# The unit tests on the oldest dependencies that pyproject.toml allows the library.
+test-lowest: .venv/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra telemetry --no-emit-index-url pyproject.toml -o .venv-lowest/requirements.txt >/dev/null
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python -r .venv-lowest/requirements.txt -r requirements/build.txt pytest pytest-xdist hypothesis httpx2 mypy uvloop opentelemetry-instrumentation-fastapi
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --no-build-isolation -e .
+	.venv-lowest/bin/python -m pytest -n auto tests/unit
+
+# The unit tests on another Python: make test-python PYTHON=python3.13
+test-python: .venv/.dev
+	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(PYTHON) .venv-python
+	$(BIN)/uv pip install --quiet --python .venv-python/bin/python --require-hashes -r requirements/build.txt -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python .venv-python/bin/python --no-deps --no-build-isolation -e .
+	.venv-python/bin/python -m pytest -n auto tests/unit
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +58,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 bench:
-	@echo "There are no benchmarks yet: they come with issue 5 of 5 (see CHANGELOG.md)." >&2; exit 1
+	@echo "There are no benchmarks yet; they come later (see CHANGELOG.md)." >&2; exit 1
 
 # Locked for every platform and Python 3.11+, with no index address in the files.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" $(LOCK_ARGS)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import aiosqlite
 from sqlalchemy import (
     URL,
+    AsyncAdaptedQueuePool,
     Connection,
     DateTime,
     Dialect,
@@ -294,7 +295,14 @@ class Store:
 
     def _sqlite(self) -> AsyncEngine:
         # Errors are logged, and what people write must not be.
-        engine = create_async_engine(self._url, pool_size=self._pool, max_overflow=0, hide_parameters=True)
+        engine = create_async_engine(
+            self._url,
+            # SQLAlchemy 2.0 has no pool for SQLite files by default.
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=self._pool,
+            max_overflow=0,
+            hide_parameters=True,
+        )
 
         @event.listens_for(engine.sync_engine, "connect")
         def prepare(connection: Any, _record: object) -> None:
