@@ -60,7 +60,9 @@ def queries(dashboard: dict[str, Any], variables: Mapping[str, str | Sequence[st
         for target in panel.get("targets", [])
     ]
     found += [
-        Query(uid, "annotation", annotation["name"], "Anno", resolve(annotation["expr"], values), False, False)
+        Query(
+            uid, "annotation", annotation["name"], "Anno", resolve(annotation["expr"], values), False, False
+        )
         for annotation in dashboard["annotations"]["list"]
         if annotation.get("expr")
     ]

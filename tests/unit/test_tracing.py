@@ -635,7 +635,8 @@ def test_with_the_contrib_instrumentation_in_either_order(  # noqa: C901 - two k
 
 
 @pytest.mark.skipif(
-    "telemetry" not in inspect.signature(FastAPI).parameters, reason="this FastAPI has no telemetry of its own"
+    "telemetry" not in inspect.signature(FastAPI).parameters,
+    reason="this FastAPI has no telemetry of its own",
 )
 def test_with_fastapis_own_telemetry(
     run: Any, outlive: Outlive, recorded: Recorded, wire: Any, monkeypatch: pytest.MonkeyPatch
