@@ -239,7 +239,7 @@ async def listen_for(client: ClientConnection, kind: str, count: int) -> None:
 
 async def test_a_dead_partner_costs_no_transcript(service: Any) -> None:
     await service.faults(notices={"hang_rate": 1})
-    service.start(notify_timeout=0.1)
+    service.start(notify_timeout=2)
     async with connect(address(service, "ann")) as ann:
         await say_after_welcome(ann)
     await service.ended(notify_partner=1, save_transcript=1)
