@@ -85,9 +85,12 @@ class ConnectionMiddleware:
         finally:
             identify.cancel()
             self._channels.discard(channel)
-            channel.handler_returned()
-            connections.current.reset(token)
-            self._runner.connection_closed()
+            try:
+                channel.handler_returned()
+            finally:
+                # Whatever goes wrong in the books, a drain must not wait for this handler any more.
+                connections.current.reset(token)
+                self._runner.connection_closed()
 
     def _sweep_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         # One timer for all connections instead of one for each.
@@ -128,7 +131,7 @@ class Channel:
         send: Send,
         runner: Runner,
         observer: Observer,
-        template: "Template",
+        template: Template,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._websocket = scope["type"] == "websocket"
