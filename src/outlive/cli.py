@@ -122,6 +122,42 @@ def check() -> None:
 
 
 @app.command()
+def dashboards(
+    out: Annotated[
+        Path, typer.Option(help="The folder of the dashboards' files.", metavar="DIR", file_okay=False)
+    ] = Path("grafana/dashboards"),
+    datasource: Annotated[
+        str, typer.Option(help="The uid of your Prometheus data source in Grafana.", metavar="UID")
+    ] = "outlive-prometheus",
+    compare: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing, and exit with 1 if the folder has anything else in it."),
+    ] = False,
+) -> None:
+    """Write the Grafana dashboards, one JSON file each."""
+    try:
+        from outlive.dashboards import check_dashboards, write_dashboards
+    except ModuleNotFoundError as missing:
+        fail(f"the dashboards need {missing.name}: pip install 'outlive[dashboards]'")
+    if compare:
+        problems = check_dashboards(out, datasource)
+        for problem in problems:
+            typer.echo(problem, err=True)
+        if problems:
+            fail(
+                f"run `outlive dashboards --out {out} --datasource {datasource}` and commit what it writes", 1
+            )
+        typer.echo(f"the dashboards in {out} are what the code makes")
+        return
+    try:
+        files = write_dashboards(out, datasource)
+    except OSError as error:
+        fail(f"can't write the dashboards: {error}", 1)
+    for file in files:
+        typer.echo(file)
+
+
+@app.command()
 def traffic(
     url: Annotated[str, typer.Argument(help="Where the service is, such as http://127.0.0.1:8000.")],
     clients: Clients = 40,
@@ -193,6 +229,7 @@ async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: 
     console = Console(stderr=quiet)
     last: RenderableType | None = None
     async with play.running():
+        on_signals(play.traffic.stop)
         addresses = play.addresses
         began = time.monotonic()
         console.print(
@@ -200,7 +237,6 @@ async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: 
             f"seed {play.traffic.seed}",
             highlight=False,
         )
-        on_signals(play.traffic.stop)
         visits = asyncio.create_task(play.traffic.run(seconds))
         observatory = Observatory(addresses.service)
         async with httpx.AsyncClient() as client:
