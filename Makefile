@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
 
-.PHONY: help demo test test-lowest test-python lint types bench lock picture clean
+.PHONY: help demo test test-lowest test-python tools lint types bench lock picture clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the service, its partner and traffic, live in this terminal"
 	@echo "make test    the whole suite"
 	@echo "make test-lowest, make test-python PYTHON=python3.13    the unit tests elsewhere"
+	@echo "make tools   the programs that the tests of the stack run (needs Go)"
 	@echo "make lint    ruff"
 	@echo "make types   mypy, strict"
 	@echo "make bench   (later: see CHANGELOG.md)"
@@ -50,6 +51,10 @@ test-python: .venv/.dev
 	$(BIN)/uv pip install --quiet --python .venv-python/bin/python --no-deps --no-build-isolation -e .
 	.venv-python/bin/python -m pytest -n auto tests/unit
 
+# The real Collector, Jaeger, Prometheus and linters for the tests of the stack; needs Go, and minutes the first time.
+tools:
+	tools/install
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,7 +70,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-
 lock: .venv/.dev
 	$(COMPILE) pyproject.toml --extra service -o requirements/service.txt
 	$(COMPILE) --group build -o requirements/build.txt
-	$(COMPILE) pyproject.toml --extra service --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra service --extra dashboards --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
 
 picture: .venv/.service
 	$(BIN)/outlive demo --seconds 12 --seed 7 --picture docs/demo.svg
