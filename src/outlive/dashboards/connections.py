@@ -2,22 +2,17 @@
 
 from typing import Any
 
-from outlive.dashboards.panels import (
-    Column,
-    board,
-    choice,
+from outlive.dashboards.boards import board, choice
+from outlive.dashboards.panels import Column, heat, lines, number, rows
+from outlive.dashboards.promql import (
     chosen,
     count,
-    heat,
-    lines,
-    number,
     over_time,
     quantile,
     quantile_of_range,
     quantiles,
     rate,
     ratio,
-    rows,
     total,
 )
 

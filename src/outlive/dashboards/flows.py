@@ -2,29 +2,22 @@
 
 from typing import Any
 
-from outlive.dashboards.panels import (
+from outlive.dashboards.boards import board, trace_source
+from outlive.dashboards.links import board_link, traces
+from outlive.dashboards.panels import Column, bars, heat, lines, number, rows
+from outlive.dashboards.promql import (
     BAD,
     OBJECTIVE,
-    Column,
     availability,
-    bars,
-    board,
-    board_link,
     chosen,
     count,
-    heat,
-    lines,
-    number,
     over_time,
     quantile,
     quantile_of_range,
     quantiles,
     rate,
     ratio,
-    rows,
     total,
-    trace_source,
-    traces,
 )
 
 UID = "outlive-flows"

@@ -2,21 +2,9 @@
 
 from typing import Any
 
-from outlive.dashboards.panels import (
-    BAD,
-    CHOSEN,
-    OBJECTIVE,
-    Column,
-    board,
-    chosen,
-    count,
-    lines,
-    number,
-    over_time,
-    ratio,
-    rows,
-    total,
-)
+from outlive.dashboards.boards import board
+from outlive.dashboards.panels import Column, lines, number, rows
+from outlive.dashboards.promql import BAD, CHOSEN, OBJECTIVE, chosen, count, over_time, ratio, total
 
 UID = "outlive-objectives"
 

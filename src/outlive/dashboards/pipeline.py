@@ -2,19 +2,16 @@
 
 from typing import Any
 
-from outlive.dashboards.panels import (
-    Column,
-    board,
+from outlive.dashboards.boards import board
+from outlive.dashboards.panels import Column, lines, number, rows
+from outlive.dashboards.promql import (
     chosen,
     count,
-    lines,
-    number,
     over_time,
     quantile,
     quantile_of_range,
     rate,
     ratio,
-    rows,
     total,
 )
 

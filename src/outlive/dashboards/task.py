@@ -2,28 +2,21 @@
 
 from typing import Any
 
-from outlive.dashboards.panels import (
+from outlive.dashboards.boards import board, choice, trace_source
+from outlive.dashboards.links import traces
+from outlive.dashboards.panels import Column, bars, heat, lines, number, rows
+from outlive.dashboards.promql import (
     BAD,
     OBJECTIVE,
-    Column,
     availability,
-    bars,
-    board,
-    choice,
     chosen,
     count,
-    heat,
-    lines,
-    number,
     over_time,
     quantile,
     quantile_of_range,
     quantiles,
     rate,
-    rows,
     total,
-    trace_source,
-    traces,
 )
 
 UID = "outlive-task"
