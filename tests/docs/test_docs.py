@@ -52,7 +52,8 @@ def test_the_code_of_the_readme_runs() -> None:
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:
-    for page in (README, PAGE, ROOT / "CHANGELOG.md"):
+    pages = [README, ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
