@@ -34,7 +34,7 @@ demo: .venv/.service
 	$(BIN)/outlive demo $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup $(ARGS)
 
 # The unit tests on the oldest dependencies that pyproject.toml allows the library.
 test-lowest: .venv/.dev

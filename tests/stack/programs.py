@@ -107,7 +107,7 @@ class Program:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
         try:
-            self._process.wait(15)
+            self._process.wait(3)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -282,7 +282,9 @@ class Prometheus:
     def exemplars(self, expr: str, start: float, end: float) -> list[dict[str, Any]]:
         """The exemplars of the series in an expression, each with the labels of its series."""
         found = self.get("query_exemplars", query=expr, start=start, end=end)
-        return [{**each, "series": series["seriesLabels"]} for series in found for each in series["exemplars"]]
+        return [
+            {**each, "series": series["seriesLabels"]} for series in found for each in series["exemplars"]
+        ]
 
     def alerts(self) -> list[dict[str, Any]]:
         """The alerts that are pending or firing."""

@@ -44,13 +44,7 @@ class ScrapedNames:
             case "vectorSelector" | "matrixSelector":
                 return self._selector(node, problems)
             case "aggregation":
-                inner = self._walk(node["expr"], problems)
-                grouping = frozenset(node["grouping"])
-                if node["without"]:
-                    return inner - grouping
-                problems += [f"no label {label!r} to group by" for label in sorted(grouping - inner)]
-                # These keep whole series; the others only what they group by.
-                return inner if node["op"] in ("topk", "bottomk", "limitk", "limit_ratio") else grouping
+                return self._aggregation(node, problems)
             case "binaryExpr":
                 left, right = self._walk(node["lhs"], problems), self._walk(node["rhs"], problems)
                 matching = node["matching"] or {}
@@ -64,6 +58,17 @@ class ScrapedNames:
                 return self._walk(node["expr"], problems)
             case _:
                 return frozenset()
+
+    def _aggregation(self, node: dict[str, Any], problems: list[str]) -> frozenset[str]:
+        inner = self._walk(node["expr"], problems)
+        if node["param"]:
+            self._walk(node["param"], problems)
+        grouping = frozenset(node["grouping"])
+        if node["without"]:
+            return inner - grouping
+        problems += [f"no label {label!r} to group by" for label in sorted(grouping - inner)]
+        # These keep whole series; the others only what they group by.
+        return inner if node["op"] in ("topk", "bottomk", "limitk", "limit_ratio") else grouping
 
     def _call(self, node: dict[str, Any], problems: list[str]) -> frozenset[str]:
         name = node["func"]["name"]

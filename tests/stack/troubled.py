@@ -5,11 +5,11 @@ import sys
 import time
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 
 from outlive import Outlive
 
-outlive = Outlive(max_running=4, max_pending=5, cancel_grace=0.1)
+outlive = Outlive(drain_timeout=2.0, max_running=4, max_pending=5, cancel_grace=0.1)
 app = FastAPI()
 outlive.install(app)
 
@@ -45,6 +45,12 @@ async def rush() -> None:
 async def block() -> None:
     """The event loop stands still."""
     time.sleep(0.6)  # noqa: ASYNC251 - that is the trouble
+
+
+@app.post("/fail")
+async def fail() -> None:
+    """A request ends badly."""
+    raise HTTPException(503)
 
 
 if __name__ == "__main__":
