@@ -1,5 +1,6 @@
 """The chapters of story.py as fixtures, so that each begins where the one before it ended."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,15 @@ from story import (
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Everything on its feet, and nobody there yet."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Two at once would only measure each other.
+        try:
+            (tmp_path_factory.getbasetemp().parent / "story").mkdir()
+        except FileExistsError:
+            pytest.fail(
+                "another worker tells the story too: xdist needs --dist loadgroup,"
+                " and pytest below 9.2 (pytest-dev/pytest-xdist#1386)"
+            )
     with stack_in(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
 
