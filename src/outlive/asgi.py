@@ -18,6 +18,10 @@ from outlive.runner import Runner
 
 SWEEP_INTERVAL = 0.4
 """Seconds between two looks at all connections. A handler that hasn't been receiving from one to the next is watched for."""
+MOST_KEPT = 16
+"""So many messages are kept for a handler that doesn't receive, while it is watched for."""
+MOST_KEPT_SIZE = 65_536
+"""When this many characters or bytes are kept, no more are received; the last message may be as large as the server lets in."""
 
 LAST = ("websocket.close", "http.response.pathsend", "http.response.zerocopysend")
 BODIES = ("http.response.body", "websocket.http.response.body")
@@ -118,10 +122,12 @@ class Channel:
     """The messages of one connection.
 
     It adds one look to each message: no copy, no task, no span. A handler that doesn't receive can't see a
-    disconnect, and most servers don't tell it when it sends. So once a handler hasn't been receiving for a while, a
-    receive is begun on its behalf; what arrives is kept for the handler's next receive. At most one message is
-    kept before the disconnect, so back-pressure stays. After a disconnect that it hasn't been told of, a handler's
-    send raises OSError, as ASGI wants it (specification of HTTP and WebSocket, "send" after a disconnect, 2.4).
+    disconnect, and most servers don't tell it when it sends. So once a handler hasn't been receiving for a while, the
+    channel receives on its behalf; what arrives is kept, in order, for the handler's next receives. When
+    `MOST_KEPT` messages or `MOST_KEPT_SIZE` are kept, it stops, and back-pressure is the server's again: a client that
+    says more than that to a handler that never listens isn't watched any longer. After a disconnect that it hasn't
+    been told of, a handler's send raises OSError, as ASGI wants it (specification of HTTP and WebSocket, "send" after a
+    disconnect, 2.4).
     """
 
     def __init__(
@@ -152,6 +158,7 @@ class Channel:
         self._received_before = -1
         self._watch: asyncio.Task[None] | None = None
         self._kept: deque[Message] = deque()
+        self._kept_size = 0
         self._arrived = asyncio.Event()
         self._told = True
         self._body_expected = not self._websocket and any(
@@ -166,20 +173,36 @@ class Channel:
         if not self._identified:
             self.identify()
         self._received += 1
-        while self._watch is not None and not self._kept:
-            self._arrived.clear()
-            await self._arrived.wait()
-        if self._kept:
-            message = self._kept.popleft()
+        if self._watch is not None or self._kept:
+            message = await self._receive_kept()
         else:
-            self._receiving += 1
-            try:
-                message = await self._receive()
-            finally:
-                self._receiving -= 1
-            self._look_at(message)
+            message = await self._receive_fresh()
         if message["type"].endswith(".disconnect"):
             self._told = True
+        return message
+
+    async def _receive_fresh(self) -> Message:
+        self._receiving += 1
+        try:
+            message = await self._receive()
+        finally:
+            self._receiving -= 1
+        self._look_at(message)
+        return message
+
+    async def _receive_kept(self) -> Message:
+        # The watch's receive can't be taken back: a server could lose a message with it. So its message is waited for.
+        self._receiving += 1
+        try:
+            while self._watch is not None and not self._kept:
+                self._arrived.clear()
+                await self._arrived.wait()
+        finally:
+            self._receiving -= 1
+        if not self._kept:
+            return await self._receive_fresh()
+        message = self._kept.popleft()
+        self._kept_size -= _size(message)
         return message
 
     async def send(self, message: Message) -> None:
@@ -286,7 +309,7 @@ class Channel:
         if (
             self._receiving
             or self._watch is not None
-            or self._kept
+            or self._keeps_enough
             or self._ended_at is not None
             # A server may ask the client for the body as soon as it is received from: that is the handler's choice.
             or self._body_expected
@@ -298,23 +321,32 @@ class Channel:
             self._watch = None if watch.done() else watch
         self._received_before = self._received
 
+    @property
+    def _keeps_enough(self) -> bool:
+        return len(self._kept) >= MOST_KEPT or self._kept_size >= MOST_KEPT_SIZE
+
     async def _keep(self) -> None:
         try:
             more = True
             while more:
                 message = await self._receive()
                 self._kept.append(message)
+                self._kept_size += _size(message)
                 gone = message["type"].endswith(".disconnect")
                 self._told = not gone
                 self._look_at(message)
                 self._arrived.set()
-                # After the end of a request's body only the disconnect can come.
-                more = not (gone or self._websocket or self._body_expected)
+                # A handler that waits receives by itself from here on, at the speed of an unwatched one.
+                more = not (gone or self._receiving or self._body_expected or self._keeps_enough)
         except Exception:  # noqa: BLE001, S110 - the server will tell the handler itself, at its next receive
             pass
         finally:
             self._watch = None
             self._arrived.set()
+
+
+def _size(message: Message) -> int:
+    return len(message.get("text") or message.get("bytes") or message.get("body") or b"")
 
 
 def _cause(message: Message) -> Cause:

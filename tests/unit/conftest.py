@@ -113,6 +113,7 @@ class Wire:
         self.put(*incoming)
         self.receivers = 0
         self.received: list[Message] = []
+        self.taker: asyncio.Task[Any] | None = None
         self.sent: list[Message] = []
         self.send_error: BaseException | None = None
         self.while_sending: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -129,6 +130,7 @@ class Wire:
         finally:
             self.receivers -= 1
         self.received.append(message)
+        self.taker = asyncio.current_task()
         return message
 
     async def send(self, message: Message) -> None:

@@ -766,21 +766,84 @@ def test_a_watch_that_ends_as_it_begins_holds_nobody_up(run: Any, outlive: Outli
     assert heard == [line, LEFT]
 
 
-def test_at_most_one_message_is_kept(run: Any, outlive: Outlive, wire: Any) -> None:
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        pytest.param({"type": "websocket.receive", "text": "x"}, 16, id="by number"),
+        pytest.param({"type": "websocket.receive", "text": "x" * 30_000}, 3, id="by characters"),
+        pytest.param({"type": "websocket.receive", "bytes": b"x" * 70_000}, 1, id="by bytes"),
+    ],
+)
+def test_what_is_kept_is_bounded(run: Any, outlive: Outlive, wire: Any, line: Message, kept: int) -> None:
     async def handle(receive: Receive, send: Send) -> None:
         await start_of("websocket", receive, send)
+        await asyncio.sleep(15)
+        for _ in range(kept):
+            await receive()
         await asyncio.sleep(30)
 
     async def main() -> None:
         connection = wire(app_with(outlive, handle), "websocket", "/rooms/a")
-        connection.put(*[{"type": "websocket.receive", "text": "x"}] * 10)
-        await asyncio.sleep(20)
-        # The other nine are the server's, which stops reading from the client when it has too many.
-        assert len(connection.received) == 2
+        connection.put(*[line] * 40)
+        await asyncio.sleep(10)
+        # The others are the server's, which stops reading from the client when it has too many.
+        assert connection.received == [{"type": "websocket.connect"}, *[line] * kept]
+        await asyncio.sleep(10)
+        # The handler has taken them, and again listens no more.
+        assert connection.received == [{"type": "websocket.connect"}, *[line] * 2 * kept]
         connection.handler.cancel()
         await asyncio.wait([connection.handler])
 
     run(main())
+
+
+def test_a_client_that_has_said_something_is_missed_by_a_handler_that_only_sends(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any
+) -> None:
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of("websocket", receive, send)
+        while True:
+            await send(LINE)
+            await asyncio.sleep(0.1)
+
+    async def main() -> None:
+        connection = wire(app_with(outlive, handle), "websocket", "/rooms/a")
+        connection.put(*[{"type": "websocket.receive", "text": "subscribe"}] * 3)
+        await asyncio.sleep(5)
+        connection.put(LEFT)
+        with pytest.raises(OSError, match="the client has gone"):
+            await asyncio.wait_for(connection.handler, 1)
+
+    run(main())
+    assert disconnects(registry) == {("/rooms/{room}", "websocket", "client_closed"): 1}
+
+
+def test_a_handler_that_listens_again_receives_by_itself(run: Any, outlive: Outlive, wire: Any) -> None:
+    # A watch that went on would cost every message a turn of the event loop.
+    line: Message = {"type": "websocket.receive", "text": "x"}
+    from_the_server: list[bool] = []
+
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of("websocket", receive, send)
+        await asyncio.sleep(2)
+        handler = asyncio.current_task()
+        for _ in range(4):
+            assert await receive() == line
+            from_the_server.append(handler is connections[0].taker)
+
+    connections: list[Any] = []
+
+    async def main() -> None:
+        connection = wire(app_with(outlive, handle), "websocket", "/rooms/a")
+        connections.append(connection)
+        for _ in range(4):
+            await asyncio.sleep(1)
+            connection.put(line)
+        await connection.handler
+
+    run(main())
+    # The second of them is what the watch was waiting for when the handler had taken the first.
+    assert from_the_server == [False, False, True, True]
 
 
 def test_a_body_is_not_read_ahead_of_the_handler(run: Any, outlive: Outlive, wire: Any) -> None:
