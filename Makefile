@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
 
-.PHONY: help demo test test-lowest test-python tools lint types bench lock picture clean
+.PHONY: help demo test test-lowest test-python reliability tools lint types bench lock picture clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the service, its partner and traffic, live in this terminal"
 	@echo "make test    the whole suite"
 	@echo "make test-lowest, make test-python PYTHON=python3.13    the unit tests elsewhere"
+	@echo "make reliability    overload, storms, faults and abuse in full size, and docs/reliability.md"
 	@echo "make tools   the programs that the tests of the stack run (needs Go)"
 	@echo "make lint    ruff"
 	@echo "make types   mypy, strict"
@@ -50,6 +51,10 @@ test-python: .venv/.dev
 	$(BIN)/uv pip install --quiet --python .venv-python/bin/python --require-hashes -r requirements/build.txt -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python .venv-python/bin/python --no-deps --no-build-isolation -e .
 	.venv-python/bin/python -m pytest -n auto tests/unit
+
+# One after the other, since they would only measure each other.
+reliability: .venv/.dev
+	$(BIN)/pytest tests/reliability --report docs/reliability.md $(ARGS)
 
 # The real Collector, Jaeger, Prometheus and linters for the tests of the stack; needs Go, and minutes the first time.
 tools:

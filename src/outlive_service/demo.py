@@ -143,17 +143,31 @@ class Demo:
         clients: simulated people.
         seed: makes their choices repeatable.
         weights: how often a behaviour is chosen, for those named.
+        service, partner: further settings of the two, by environment variable.
+        pace: scales the pauses that people make.
     """
 
-    def __init__(self, clients: int, seed: int | None, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        clients: int,
+        seed: int | None,
+        weights: Mapping[str, float],
+        *,
+        service: Mapping[str, str] | None = None,
+        partner: Mapping[str, str] | None = None,
+        pace: float = 1.0,
+    ) -> None:
         self._clients = clients
         self._seed = seed
         self._weights = weights
+        self._settings = service or {}
+        self._partner_settings = partner or {}
+        self._pace = pace
         self.account: Account | None = None
-        self.flows: list[dict[str, Any]] = []
         self.traffic: Traffic
         self.addresses: Addresses
-        self._service: Process
+        self.service: Process
+        self.database_url: str
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -165,31 +179,35 @@ class Demo:
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outlive-demo-")))
             seed = {} if self._seed is None else {"PARTNER_SEED": str(self._seed)}
+            partner_environment = {**PARTNER, **seed, **self._partner_settings}
             partner = await Process.start(
-                "partner", "PARTNER_PORT", PARTNER_PORT, {**PARTNER, **seed}, folder / "partner.log"
+                "partner", "PARTNER_PORT", PARTNER_PORT, partner_environment, folder / "partner.log"
             )
             stack.push_async_callback(partner.stop)
-            database_url = os.environ.get("DATABASE_URL", f"sqlite:///{folder / 'demo.db'}")
-            await self._fill(database_url)
             environment = {
+                "DATABASE_URL": os.environ.get("DATABASE_URL", f"sqlite:///{folder / 'demo.db'}"),
                 **SERVICE,
                 "PARTNER_URL": partner.url,
                 "UPSTREAM_URL": partner.url,
-                "DATABASE_URL": database_url,
                 "FINAL_METRICS_FILE": str(folder / "final.prom"),
+                **self._settings,
             }
-            self._service = await Process.start(
+            self.database_url = environment["DATABASE_URL"]
+            await self._fill()
+            self.service = await Process.start(
                 "serve", "PORT", SERVICE_PORT, environment, folder / "service.log"
             )
-            stack.push_async_callback(self._service.stop)
-            self.addresses = Addresses(self._service.url, partner.url, self._service.pid)
-            self.traffic = Traffic(self._service.url, self._clients, self._seed, weights=self._weights)
+            stack.push_async_callback(self.service.stop)
+            self.addresses = Addresses(self.service.url, partner.url, self.service.pid)
+            self.traffic = Traffic(
+                self.service.url, self._clients, self._seed, weights=self._weights, pace=self._pace
+            )
             yield
-            await self._service.stop()
-            self.account = await self._draw_up(database_url, partner.url, folder)
+            await self.service.stop()
+            self.account = await self._draw_up(partner.url, folder)
 
-    async def _fill(self, database_url: str) -> None:
-        store = await Store(database_url).create()
+    async def _fill(self) -> None:
+        store = await Store(self.database_url).create()
         try:
             for client in range(self._clients):
                 name = f"client-{client}"
@@ -198,17 +216,17 @@ class Demo:
         finally:
             await store.close()
 
-    async def _draw_up(self, database_url: str, partner_url: str, folder: Path) -> Account:
+    async def _draw_up(self, partner_url: str, folder: Path) -> Account:
         final = folder / "final.prom"
-        closed = last_event(self._service.log, "closed")
+        closed = last_event(self.service.log, "closed")
         if closed is None or not final.exists():
             raise DemoError(
-                f"the service ended without an account; its last words:\n{last_words(self._service.log)}"
+                f"the service ended without an account; its last words:\n{last_words(self.service.log)}"
             )
         counters = read_counters(final.read_text())
         async with httpx.AsyncClient() as client:
             records = (await client.get(f"{partner_url}/records", timeout=30.0)).json()
-        account = balance(self.traffic.sights, await read_database(database_url), records, counters)
+        account = balance(self.traffic.sights, await read_database(self.database_url), records, counters)
         return with_submissions(account, closed)
 
 

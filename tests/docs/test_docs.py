@@ -1,5 +1,6 @@
 """What the pages say is what the programs do."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "from_shield_to_outlive.py"
 PAGE = ROOT / "docs" / "from-shield-to-outlive.md"
 README = ROOT / "README.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -57,3 +59,23 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_test_of_reliability_has_its_row() -> None:
+    marks = set()
+    for file in (ROOT / "tests" / "reliability").glob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.reliability":
+                marks.add(tuple(map(ast.literal_eval, node.args)))
+    title, rows = "", []
+    for line in RELIABILITY.read_text().splitlines():
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+        elif line.startswith("| ") and not line.startswith(("| what is done ", "| --- ")):
+            what, seen, passed = line.removeprefix("| ").removesuffix(" |").split(" | ")
+            assert seen, line
+            assert passed == "yes", line
+            rows.append((title, what))
+    # Each is written once and by one command: `make reliability`.
+    titles = dict(re.findall(r'"(\w+)": "(\w+)"', (ROOT / "tests/reliability/conftest.py").read_text()))
+    assert sorted(rows) == sorted((titles[group], what) for group, what in marks)

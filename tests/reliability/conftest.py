@@ -1,0 +1,166 @@
+"""Marked tests tell what they saw, and `--report FILE` writes it down: see `make reliability`."""
+
+import os
+import platform
+import sqlite3
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+GROUPS = {
+    "overload": "Overload",
+    "storm": "Storm",
+    "fault": "Faults",
+    "abuse": "Abuse",
+    "soak": "Soak",
+}
+"""The tables of the report, in order."""
+
+INTRODUCTION = """\
+# Reliability
+
+Written by `make reliability`, which runs every test in `tests/reliability` and takes some minutes; edit nothing here. Each row is one
+test on the real programs: the service, its partner and clients, as processes with real sockets and a real database. *Lost* is what
+the account at the end finds missing: it compares what the clients know with what the database and the partner's own records hold.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One marked test. The order is that of the report."""
+
+    file: str
+    line: int
+    test: str
+    group: str
+    what: str
+    seen: str
+    passed: str
+
+
+@dataclass(slots=True)
+class Rows:
+    """What the tests of this session told, and the file that it is for."""
+
+    report: Path
+    rows: list[Row] = field(default_factory=list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the row of a test that has ended: its call, or a set-up that kept it from being called."""
+        told = {name: str(value) for name, value in report.user_properties}
+        if "group" in told and (report.when == "call" or (report.when == "setup" and not report.passed)):
+            file, line, _ = report.location
+            passed = "yes" if report.passed else "**no**"
+            if report.skipped and isinstance(report.longrepr, tuple):
+                passed = f"not run: {report.longrepr[2].removeprefix('Skipped: ')}"
+            self.rows.append(
+                Row(
+                    file,
+                    line or 0,
+                    report.nodeid,
+                    told["group"],
+                    told["what"],
+                    told.get("result", ""),
+                    passed,
+                )
+            )
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report."""
+        parts = [INTRODUCTION, machine()]
+        for group, title in GROUPS.items():
+            rows = sorted((row for row in self.rows if row.group == group), key=lambda row: row.test)
+            rows.sort(key=lambda row: (row.file, row.line))
+            if rows:
+                table = [
+                    "| what is done | what was seen | passed |",
+                    "| --- | --- | --- |",
+                    *(f"| {row.what} | {row.seen} | {row.passed} |" for row in rows),
+                ]
+                parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
+        self.report.write_text("\n".join(parts))
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ", ".join(f"{name} {version(name)}" for name in ("fastapi", "uvicorn", "websockets"))
+    return (
+        f"Measured on {platform.system()} ({platform.machine()}) with {os.cpu_count()} cores and {memory:.0f} GiB of memory:\n"
+        f"Python {platform.python_version()}, {packages}, SQLite {sqlite3.sqlite_version}.\n"
+        "Times depend on the machine and on what else it does; what was lost or counted must not.\n"
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="write the report of the reliability tests there, and make the storms as large as it tells",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    report = reported(config)
+    if report is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Rows(report), "reliability rows")
+
+
+def reported(config: pytest.Config) -> Path | None:
+    # This conftest may be loaded after the command line was read: then nobody can have asked.
+    report: Path | None = config.getoption("report", None)
+    return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for item in items:
+        mark = item.get_closest_marker("reliability")
+        if mark is None:
+            continue
+        group, what = mark.args
+        if group not in GROUPS:
+            raise pytest.UsageError(f"{item.nodeid}: no group {group!r}; there are {', '.join(GROUPS)}")
+        if (group, what) in seen:
+            raise pytest.UsageError(f"{item.nodeid} and {seen[group, what]} would share one row: {what}")
+        if "|" in what:
+            raise pytest.UsageError(f"{item.nodeid}: a cell of a table can't hold {what!r}")
+        seen[group, what] = item.nodeid
+        item.user_properties += [("group", group), ("what", what)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    yield
+    if item.get_closest_marker("reliability") and "result" not in dict(item.user_properties):
+        pytest.fail("a test of reliability tells what it saw: result('...')")
+
+
+@pytest.fixture
+def result(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tell what was seen, with the numbers measured, in one short sentence: the test's row in the report."""
+
+    def tell(seen: str) -> None:
+        properties = request.node.user_properties
+        assert "result" not in dict(properties), "a test has one row"
+        assert "|" not in seen, "a cell of a table"
+        assert "\n" not in seen, "one sentence"
+        properties.append(("result", seen))
+
+    return tell
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is for the report: then the sizes are those that are promised, and else what a busy machine bears."""
+    return reported(request.config) is not None
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
