@@ -22,6 +22,9 @@ MOST_KEPT = 16
 """So many messages are kept for a handler that doesn't receive, while it is watched for."""
 MOST_KEPT_SIZE = 65_536
 """When this many characters or bytes are kept, no more are received; the last message may be as large as the server lets in."""
+LAST_LOOKS = 5
+LAST_LOOK_INTERVAL = 0.01
+"""How often, and how many seconds apart, the cause of a disconnect is looked for that a send has run into."""
 
 LAST = ("websocket.close", "http.response.pathsend", "http.response.zerocopysend")
 BODIES = ("http.response.body", "websocket.http.response.body")
@@ -33,6 +36,7 @@ class ConnectionMiddleware:
     Parameters:
         pages: applications of Outlive's own by path; they answer before the app and count as no connection.
         before: called ahead of each connection.
+        channels: where those of the connections in flight are kept.
         watch: whether a handler that doesn't receive is told of a disconnect (see `Channel`).
     """
 
@@ -45,6 +49,7 @@ class ConnectionMiddleware:
         routes: Callable[[], Sequence[BaseRoute]],
         pages: Mapping[str, ASGIApp],
         before: Callable[[], None],
+        channels: "set[Channel]",
         watch: bool,
     ) -> None:
         self.app = app
@@ -54,8 +59,8 @@ class ConnectionMiddleware:
         self._pages = pages
         self._before = before
         self._watch = watch
+        self._channels = channels
         self._clean_context = Context()
-        self._channels: set[Channel] = set()
         self._sweeping: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -225,13 +230,28 @@ class Channel:
         self._ending = kind in LAST or (kind in BODIES and not message.get("more_body", False))
         try:
             await self._send(message)
-        except OSError:
+        except Exception as error:
             self._ending = False
-            self._disconnected(Cause.CLIENT_LOST)
-            self._told = True
+            gone = isinstance(error, OSError)
+            if (self._websocket and await self._learns_of_end()) or gone:
+                self._disconnected(Cause.CLIENT_LOST)
+                self._told = True
+                if (
+                    not gone
+                ):  # OSError is what ASGI has for it, but a server may raise what its own library does
+                    raise OSError("the client has gone") from error
             raise
         if self._ending:
             self._end()
+
+    async def _learns_of_end(self) -> bool:
+        # A send that fails doesn't tell whether a close frame came. The server's last message does, and it is due.
+        self._begin_watch()
+        for _ in range(LAST_LOOKS):
+            if self._ended_at is not None:
+                return True
+            await asyncio.sleep(LAST_LOOK_INTERVAL)
+        return self._ended_at is not None
 
     def _raises_at(self, message: Message) -> bool:
         # A plain response in one piece is dropped in silence, as the servers do: for nobody is there to stop.
@@ -271,6 +291,12 @@ class Channel:
         if self._ended_at is None:
             self._ended_at = self._loop.time()
 
+    def server_stopped(self) -> None:
+        """The server has closed every connection, and may not have told the handlers: their next send does."""
+        if self._ended_at is None and not self._ending:
+            self._told = False
+            self._disconnected(Cause.SERVER_SHUTDOWN)
+
     def handler_raised(self, error: BaseException) -> None:
         """The handler didn't return."""
         if self._ended_at is not None:
@@ -306,6 +332,11 @@ class Channel:
 
     def watch_when_idle(self) -> None:
         """Begin to watch for a disconnect if the handler hasn't been receiving since the last call."""
+        if self._received == self._received_before:
+            self._begin_watch()
+        self._received_before = self._received
+
+    def _begin_watch(self) -> None:
         if (
             self._receiving
             or self._watch is not None
@@ -315,11 +346,9 @@ class Channel:
             or self._body_expected
         ):
             return
-        if self._received == self._received_before:
-            # A context of its own: an eager task can't enter one that its creator runs in.
-            watch = self._loop.create_task(self._keep(), name="outlive watch", context=Context())
-            self._watch = None if watch.done() else watch
-        self._received_before = self._received
+        # A context of its own: an eager task can't enter one that its creator runs in.
+        watch = self._loop.create_task(self._keep(), name="outlive watch", context=Context())
+        self._watch = None if watch.done() else watch
 
     @property
     def _keeps_enough(self) -> bool:

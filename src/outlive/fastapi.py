@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from outlive import connections
-from outlive.asgi import ConnectionMiddleware
+from outlive.asgi import Channel, ConnectionMiddleware
 from outlive.connections import Connection
 from outlive.errors import DeclarationError, InstallError
 from outlive.observer import Limits, Observer, Observers, TaskDetails, TraceMode
@@ -98,6 +98,7 @@ class Outlive:
         self._server_grace = server_grace
         self._stop_grace = stop_grace
         self._watch = watch
+        self._channels: set[Channel] = set()
         self._tracer_provider = tracer_provider
         self._scopes: dict[str, Declared] = {}
         self._installed = False
@@ -224,6 +225,7 @@ class Outlive:
             routes=lambda: app.routes,
             pages=self._pages,
             before=self._open_without_lifespan,
+            channels=self._channels,
             watch=self._watch,
         )
         build = app.build_middleware_stack
@@ -282,6 +284,9 @@ class Outlive:
                 try:
                     yield state
                 finally:
+                    # By ASGI's lifespan protocol (version 2.0, "shutdown"), every connection is closed by now.
+                    for channel in list(self._channels):
+                        channel.server_stopped()
                     await self._runner.drain(self._drain_timeout - self._flush_timeout)
         finally:
             self._in_lifespan = False

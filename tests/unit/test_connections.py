@@ -295,6 +295,7 @@ def test_what_follows_a_disconnect_is_its_consequence(
     run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any, transport: str
 ) -> None:
     kind, path, route = address(transport)
+    cause = "client_closed" if kind == "websocket" else "client_lost"
 
     async def handle(receive: Receive, send: Send) -> None:
         await start_of(transport, receive, send)
@@ -314,7 +315,106 @@ def test_what_follows_a_disconnect_is_its_consequence(
             await connection.handler
 
     run(main())
-    assert disconnects(registry) == {(route, transport, "client_lost"): 1}
+    assert disconnects(registry) == {(route, transport, cause): 1}
+
+
+@pytest.mark.parametrize("receives", [False, True])
+@pytest.mark.parametrize("said_before", [0, 3])
+@pytest.mark.parametrize(("code", "cause"), [(1001, "client_closed"), (1006, "client_lost")])
+def test_a_send_that_fails_is_asked_for_the_close_frame_that_it_ran_into(
+    run: Any,
+    outlive: Outlive,
+    registry: CollectorRegistry,
+    wire: Any,
+    code: int,
+    cause: str,
+    said_before: int,
+    receives: bool,
+) -> None:
+    async def handle(receive: Receive, send: Send) -> None:
+        async def listen() -> None:
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+
+        await start_of("websocket", receive, send)
+        listening = asyncio.ensure_future(listen()) if receives else None
+        await asyncio.sleep(0.1)
+        await asyncio.gather(send(LINE), *filter(None, [listening]))
+
+    async def main() -> None:
+        connection = wire(app_with(outlive, handle), "websocket", "/rooms/a")
+        connection.put(*[{"type": "websocket.receive", "text": "x"}] * said_before)
+        await asyncio.sleep(0.05)
+        connection.send_error = ConnectionResetError("reset")
+        connection.put({"type": "websocket.disconnect", "code": code})
+        with pytest.raises(ConnectionResetError, match="reset"):
+            await connection.handler
+
+    run(main())
+    assert disconnects(registry) == {("/rooms/{room}", "websocket", cause): 1}
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_servers_library_raises_at_a_send_is_a_disconnect_only_after_one(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any, gone: bool
+) -> None:
+    # uvicorn with wsproto and daphne raise errors of their own once a ping was not answered.
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of("websocket", receive, send)
+        await asyncio.sleep(0.1)
+        await send(LINE)
+
+    async def main() -> None:
+        connection = wire(app_with(outlive, handle), "websocket", "/rooms/a")
+        await asyncio.sleep(0.05)
+        connection.send_error = LookupError("the library's own")
+        if gone:
+            connection.put({"type": "websocket.disconnect", "code": 1006})
+        with pytest.raises(OSError if gone else LookupError) as raised:
+            await connection.handler
+        assert isinstance(raised.value.__cause__, LookupError) is gone
+
+    run(main())
+    cause = "client_lost" if gone else "error"
+    assert disconnects(registry) == {("/rooms/{room}", "websocket", cause): 1}
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+def test_a_handler_that_a_stopped_server_did_not_tell_is_told_by_its_next_send(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any, lifespan: Any, transport: str
+) -> None:
+    # By the lifespan's shutdown all connections are closed; granian leaves the handlers in the dark, and the drain
+    # would wait for them in vain.
+    kind, path, route = address(transport)
+    told: list[str] = []
+
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of(transport, receive, send)
+        try:
+            while True:
+                await send(LINE if kind == "websocket" else CHUNK)
+                await asyncio.sleep(0.1)
+        finally:
+            save.submit("the rest")
+
+    @outlive.task(timeout=5.0)
+    async def save(what: str) -> None:
+        told.append(what)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        app = app_with(outlive, handle)
+        async with lifespan(app):
+            connection = wire(app, kind, path, spec_version="2.4")
+            await asyncio.sleep(5)
+            stopped_at = loop.time()
+        assert loop.time() - stopped_at < 1
+        with pytest.raises(OSError, match="the client has gone"):
+            await connection.handler
+
+    run(main())
+    assert told == ["the rest"]
+    assert disconnects(registry) == {(route, transport, "server_shutdown"): 1}
 
 
 # What is no disconnect
