@@ -75,7 +75,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-
 lock: .venv/.dev
 	$(COMPILE) pyproject.toml --extra service -o requirements/service.txt
 	$(COMPILE) --group build -o requirements/build.txt
-	$(COMPILE) pyproject.toml --extra service --extra dashboards --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra service --extra dashboards --extra conformance --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
 
 picture: .venv/.service
 	$(BIN)/outlive demo --seconds 12 --seed 7 --picture docs/demo.svg

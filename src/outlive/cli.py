@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 try:
     import typer
@@ -18,6 +18,8 @@ except ModuleNotFoundError as missing:  # the library without its extras
 
 if TYPE_CHECKING:
     from outlive_service.demo import Demo
+
+Named = TypeVar("Named")
 
 app = typer.Typer(
     name="outlive",
@@ -216,6 +218,74 @@ def demo(
         typer.echo(json.dumps(account.as_json()))
     if not account.balanced:
         raise typer.Exit(1)
+
+
+@app.command()
+def conformance(
+    server: Annotated[
+        list[str] | None, typer.Option(help="Only servers with this in their names; repeatable.")
+    ] = None,
+    end: Annotated[
+        list[str] | None, typer.Option(help="Only ends with this in their names; repeatable.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show each other way at each stop, instead of one in turn.")
+    ] = False,
+    at_once: Annotated[int, typer.Option(min=1, max=32, help="Servers that run at the same time.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print nothing but the numbers, as JSON.")] = False,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the tables to this file.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Play the conformance matrix on real servers: who loses the work after a disconnect, and who doesn't.
+
+    The exit status is 0 only if Outlive keeps every promise in every cell.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    try:
+        from outlive_conformance.matrix import End, groups
+        from outlive_conformance.play import play
+        from outlive_conformance.report import Report
+        from outlive_conformance.servers import SERVERS
+    except ModuleNotFoundError as missing:
+        fail(f"the matrix needs {missing.name}: pip install 'outlive[conformance]'")
+
+    servers = chosen("--server", server, SERVERS)
+    missing_servers = [one for one in servers if one.missing]
+    for one in missing_servers:
+        typer.echo(
+            f"left out: {one} needs {', '.join(one.missing)}: pip install 'outlive[conformance]'", err=True
+        )
+    there = tuple(one for one in servers if one not in missing_servers)
+    wanted = list(groups(there, chosen("--end", end, tuple(End)), full=full))
+    if not wanted:
+        fail("there are no such cells: not every server has every end", 1)
+    console = Console(stderr=as_json)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("groups of cells", total=len(wanted))
+        verdicts = asyncio.run(play(wanted, at_once=at_once, tell=lambda _: progress.advance(bar)))
+    report = Report(verdicts)
+    if markdown is not None:
+        markdown.write_text(report.markdown())
+    if as_json:
+        typer.echo(json.dumps(report.numbers()))
+    else:
+        console.print(report.table())
+        console.print(report.summary(), highlight=False)
+    for problem in report.problems:
+        typer.echo(problem, err=True)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def chosen(option: str, words: list[str] | None, known: tuple[Named, ...]) -> tuple[Named, ...]:
+    """Those whose names have one of the words in them; all without words."""
+    for word in words or ():
+        if not any(word.lower() in str(one).lower() for one in known):
+            fail(f"{option} {word}: there are {', '.join(map(str, known))}")
+    return tuple(one for one in known if not words or any(word.lower() in str(one).lower() for word in words))
 
 
 async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: Path | None) -> None:
