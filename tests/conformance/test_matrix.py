@@ -31,7 +31,7 @@ def parts() -> Iterable[object]:
                 yield pytest.param(server, found, id=f"{server}-{name}", marks=skip)
 
 
-@pytest.mark.parametrize(("server", "found"), parts())
+@pytest.mark.parametrize(("server", "found"), list(parts()))
 def test_outlive_loses_nothing(server: Server, found: list[Group]) -> None:
     verdicts = asyncio.run(play(found, at_once=2))
     assert [problem for verdict in verdicts for problem in verdict.all_problems] == []
