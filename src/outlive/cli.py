@@ -73,6 +73,7 @@ def serve() -> None:
         shutdown_delay=settings.shutdown_delay,
         ws_ping_interval=settings.ws_ping_interval,
         ws_ping_timeout=settings.ws_ping_timeout,
+        pages=None if settings.pages_port is None else (settings.pages_host, settings.pages_port),
     )
 
 
@@ -113,6 +114,17 @@ def check() -> None:
     )
     for task in outlive.tasks:
         typer.echo(f"task {task.name}: timeout {task.timeout:g} s")
+    host, port = (
+        (settings.host, settings.port)
+        if settings.pages_port is None
+        else (settings.pages_host, settings.pages_port)
+    )
+    typer.echo(
+        f"Outlive's pages are at {host}:{port}, health and readiness "
+        + ("with the token too" if settings.pages_protect_health else "for anybody who reaches it")
+    )
+    if settings.pages_token is None:
+        typer.echo(f"note: pages_token is unset, so whoever reaches {host}:{port} may read the metrics")
     warnings = outlive.warnings()
     if settings.graceful_timeout is None:
         typer.echo("note: graceful_timeout is unset, so uvicorn waits for open streams without a limit")

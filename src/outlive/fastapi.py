@@ -20,7 +20,7 @@ from outlive.connections import Connection
 from outlive.errors import DeclarationError, InstallError
 from outlive.observer import Limits, Observer, Observers, TaskDetails, TraceMode
 from outlive.outcomes import State
-from outlive.pages import health_page, metrics_page, readiness_page
+from outlive.pages import check_token, health_page, metrics_page, pages_app, protected, readiness_page
 from outlive.runner import Counts, Runner
 from outlive.scopes import Scope
 from outlive.tasks import Declared, Task, check_seconds, declare
@@ -55,9 +55,12 @@ class Outlive:
         observers: further observers, told before the built-in ones.
         metrics_path, health_path, readiness_path: where Outlive's own pages are; None leaves one out.
         pages: further applications by path, which like Outlive's own count as no connection.
+        token: a bearer token that the metrics and the further pages ask for (`Authorization: Bearer TOKEN`);
+            anybody may read them without one.
+        protect_health: whether health and readiness ask for the token too. Load balancers can't send one, as a rule.
 
     Raises:
-        DeclarationError: a bound or a time that cannot work.
+        DeclarationError: a bound, a time or a token that cannot work.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Outlive:
         health_path: str | None = "/healthz",
         readiness_path: str | None = "/readyz",
         pages: Mapping[str, ASGIApp] | None = None,
+        token: str | None = None,
+        protect_health: bool = False,
     ) -> None:
         check_seconds("drain_timeout", drain_timeout)
         check_seconds("cancel_grace", cancel_grace)
@@ -86,6 +91,10 @@ class Outlive:
                 f"a drain_timeout of {drain_timeout:g} s leaves no time for runs: the cancel_grace takes "
                 f"{cancel_grace:g} s of it, and flushing telemetry {self._flush_timeout:g} s"
             )
+        if token is not None:
+            check_token(token)
+        elif protect_health:
+            raise DeclarationError("protect_health without a token protects nothing: set a token too")
         tracing = Tracing(tracer_provider)
         # The tracing comes last: the others ask it for a run's ids while the run's span is still there.
         self._observer = Observers(
@@ -106,6 +115,7 @@ class Outlive:
         self._in_lifespan = False
         self._wrapped_lifespan: Callable[[Any], Any] | None = None
         self._pages = dict(pages or {})
+        open_paths = set() if protect_health else {health_path, readiness_path}
         for path, page in (
             (metrics_path, metrics_page(registry)),
             (health_path, health_page()),
@@ -113,6 +123,9 @@ class Outlive:
         ):
             if path is not None:
                 self._pages[path] = page
+        if token is not None:
+            for path in self._pages.keys() - open_paths:
+                self._pages[path] = protected(self._pages[path], token)
 
     @property
     def state(self) -> State:
@@ -200,11 +213,15 @@ class Outlive:
             )
         return Scope(self._runner, declared)
 
-    def install(self, app: FastAPI) -> None:
+    def install(self, app: FastAPI, *, pages: bool = True) -> None:
         """Put Outlive into an app: beside its own lifespan, around its middleware, and with pages of its own.
 
         The order of this and of other `add_middleware` calls doesn't matter: Outlive is the outermost, inside the
         app's handling of server errors and any tracing around it.
+
+        Parameters:
+            app: the app.
+            pages: whether Outlive's pages are on the app; if not, serve `pages_app()` at another address.
 
         Raises:
             InstallError: the app has been started, or has an Outlive already, or this Outlive has an app.
@@ -223,7 +240,7 @@ class Outlive:
             runner=self._runner,
             observer=self._observer,
             routes=lambda: app.routes,
-            pages=self._pages,
+            pages=self._pages if pages else {},
             before=self._open_without_lifespan,
             channels=self._channels,
             watch=self._watch,
@@ -238,6 +255,19 @@ class Outlive:
             return build()
 
         app.build_middleware_stack = build_with_outlive_outermost  # type: ignore[method-assign]
+
+    def pages_app(self) -> ASGIApp:
+        """Outlive's pages as an ASGI app of their own, for an address that the public can't reach.
+
+        Serve it on the same event loop or on any other of this process, without a lifespan, until the drain has
+        ended (`outlive serve` does, with PAGES_PORT).
+
+        Example:
+            >>> outlive = Outlive(registry=CollectorRegistry(), token="a-token-for-prometheus")
+            >>> outlive.install(FastAPI(), pages=False)
+            >>> pages = uvicorn.Server(uvicorn.Config(outlive.pages_app(), port=9000, lifespan="off"))
+        """
+        return pages_app(self._pages)
 
     def begin_drain(self) -> None:
         """Turn readiness red now, ahead of the lifespan's shutdown.

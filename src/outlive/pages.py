@@ -1,16 +1,71 @@
-"""Outlive's own pages: metrics and health."""
+"""Outlive's own pages: metrics and health, and who may read them."""
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from hmac import compare_digest
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from outlive.errors import DeclarationError
 from outlive.outcomes import State
 from outlive.telemetry.metrics import registry_to_scrape
+
+SHORTEST_TOKEN = 16
+"""Characters; with fewer, trying them all becomes thinkable."""
+TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+"""What a client can send as a bearer token (RFC 6750, section 2.1)."""
+
+
+def check_token(token: str) -> None:
+    """Refuse a token that protects nothing or that no client could send; the message doesn't repeat it.
+
+    Raises:
+        DeclarationError: it is too short, or has other characters than a bearer token's.
+    """
+    if len(token) < SHORTEST_TOKEN:
+        raise DeclarationError(
+            f"the token for Outlive's pages has {len(token)} characters and can be guessed: use at least "
+            f"{SHORTEST_TOKEN}, such as what `python3 -c 'import secrets; print(secrets.token_urlsafe())'` prints"
+        )
+    if not TOKEN.fullmatch(token):
+        raise DeclarationError(
+            "no client could send this token for Outlive's pages: it has letters, digits and -._~+/ only, and "
+            "perhaps = at its end"
+        )
+
+
+def protected(page: ASGIApp, token: str) -> ASGIApp:
+    """The page, for who sends `Authorization: Bearer TOKEN`; anybody else learns nothing but that."""
+    wanted = token.encode()
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, credentials = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+        # In constant time: how long a refusal takes must not tell how much of the token was right.
+        if compare_digest(credentials.strip(b" "), wanted) and scheme.lower() == b"bearer":
+            await page(scope, receive, send)
+        else:
+            await Response(status_code=401, headers={"www-authenticate": "Bearer"})(scope, receive, send)
+
+    return guard
+
+
+def pages_app(pages: Mapping[str, ASGIApp]) -> ASGIApp:
+    """The pages as an app of their own, in which nothing else is."""
+    # A router without routes answers 404, refuses WebSockets, and knows what a lifespan is.
+    otherwise = Router()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        page = pages.get(scope["path"]) if scope["type"] == "http" else None
+        await (page or otherwise)(scope, receive, send)
+
+    return app
 
 
 def metrics_page(registry: CollectorRegistry) -> ASGIApp:

@@ -90,6 +90,8 @@ def create_app(
         if settings.final_metrics_file
         else [],
         pages={FLOWS_PATH: flows_page(flows)} if flows else {},
+        token=settings.pages_token.get_secret_value() if settings.pages_token else None,
+        protect_health=settings.pages_protect_health,
     )
 
     @asynccontextmanager
@@ -134,7 +136,7 @@ def create_app(
             "ready": "/readyz",
         }
 
-    outlive.install(app)
+    outlive.install(app, pages=settings.pages_port is None)
     FastAPIInstrumentor.instrument_app(
         app,
         tracer_provider=tracer_provider,

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -12,6 +14,41 @@ from fastapi import FastAPI
 from outlive import Outlive
 
 logger = logging.getLogger("outlive_service")
+
+PAGES_GRACE = 1
+"""Seconds for the pages that are being answered when the drain has ended."""
+QUIET: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+
+
+class PagesServer(uvicorn.Server):
+    """A uvicorn beside another one, on the same event loop, for Outlive's pages: it stops when it is told to.
+
+    Args:
+        config: uvicorn's, for `Outlive.pages_app()`.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        # At once, while there is nothing yet that a port which is taken could stop in the middle.
+        self._socket = config.bind_socket()
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        self._serving = asyncio.create_task(self.serve([self._socket]), name="outlive pages")
+        host, port, *_ = self._socket.getsockname()
+        logger.info("pages are listening", extra={"host": host, "port": port})
+
+    async def stop(self) -> None:
+        """Stop, once what is being answered has been."""
+        self.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to the other server."""
+        yield
 
 
 class DrainingServer(uvicorn.Server):
@@ -25,23 +62,40 @@ class DrainingServer(uvicorn.Server):
         outlive: what to tell; None for an app without one.
         shutdown_delay: how long to serve on after the signal, in seconds, while load balancers look at the
             readiness and go elsewhere. A second signal cuts it short.
+        pages: the server of Outlive's pages, up from before the start until the drain has ended, so that it can be
+            seen; None where the pages are on the app.
     """
 
-    def __init__(self, config: uvicorn.Config, outlive: Outlive | None, shutdown_delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        outlive: Outlive | None,
+        shutdown_delay: float = 0.0,
+        pages: PagesServer | None = None,
+    ) -> None:
         super().__init__(config)
         self._outlive = outlive
         self._shutdown_delay = shutdown_delay
+        self._pages = pages
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and tell where: the port may have been left to the system to choose."""
         self._loop = asyncio.get_running_loop()
+        if self._pages is not None:
+            await self._pages.start()
         await super().startup(sockets)
         for server in self.servers:
             for listener in server.sockets:
                 host, port, *_ = listener.getsockname()
                 logger.info("listening", extra={"host": host, "port": port})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, and drain within the lifespan's shutdown; the pages tell of it until the end."""
+        await super().shutdown(sockets)
+        if self._pages is not None:
+            await self._pages.stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn red, and stop when the delay is over."""
@@ -68,19 +122,35 @@ def serve(
     shutdown_delay: float = 0.0,
     ws_ping_interval: float = 20.0,
     ws_ping_timeout: float = 20.0,
+    pages: tuple[str, int] | None = None,
 ) -> None:
-    """Serve an app until a signal ends it. Times are in seconds; logging is left as it is set up."""
+    """Serve an app until a signal ends it. Times are in seconds; logging is left as it is set up.
+
+    With `pages`, a host and a port, Outlive's pages are served there.
+    """
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
         timeout_graceful_shutdown=graceful_timeout,
         ws_ping_interval=ws_ping_interval,
         ws_ping_timeout=ws_ping_timeout,
+        **QUIET,
     )
-    outlive = getattr(app.state, "outlive", None)
+    outlive: Outlive | None = getattr(app.state, "outlive", None)
+    pages_server = None
+    if outlive is not None and pages is not None:
+        host, port = pages
+        pages_server = PagesServer(
+            uvicorn.Config(
+                outlive.pages_app(),
+                host=host,
+                port=port,
+                lifespan="off",
+                ws="none",
+                timeout_graceful_shutdown=PAGES_GRACE,
+                **QUIET,
+            )
+        )
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-        DrainingServer(config, outlive, shutdown_delay).run()
+        DrainingServer(config, outlive, shutdown_delay, pages_server).run()

@@ -79,6 +79,23 @@ class Settings(BaseSettings):
         description="Seconds without an answer to a ping after which a WebSocket client counts as lost.",
     )
 
+    # Outlive's pages (/metrics, /healthz, /readyz, /outlive/flows), and who may read them.
+    pages_host: str = Field(
+        default="127.0.0.1", description="The address of Outlive's pages, where PAGES_PORT is set."
+    )
+    pages_port: Port | None = Field(
+        default=None,
+        description="The TCP port of Outlive's pages, which then aren't at PORT any more; 0 takes a free one.",
+    )
+    pages_token: SecretStr | None = Field(
+        default=None,
+        description="The bearer token that /metrics and /outlive/flows ask for, of at least 16 characters;"
+        " unset: whoever reaches them may read them.",
+    )
+    pages_protect_health: bool = Field(
+        default=False, description="Whether /healthz and /readyz ask for PAGES_TOKEN too."
+    )
+
     # Outlive's bounds.
     drain_timeout: Seconds = Field(default=20.0, description="Seconds that the whole drain may take.")
     cancel_grace: Seconds = Field(
@@ -179,9 +196,7 @@ class Settings(BaseSettings):
         description="A file for the metrics as they are when the process has closed, since its last seconds"
         " are never scraped.",
     )
-    live: bool = Field(
-        default=False, description="Whether /outlive/flows shows the last disconnect flows to anybody."
-    )
+    live: bool = Field(default=False, description="Whether /outlive/flows shows the last disconnect flows.")
     trust_clients: bool = Field(
         default=False,
         description="Whether to continue the traces that clients tell (traceparent), instead of linking to them.",

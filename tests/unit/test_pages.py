@@ -1,0 +1,153 @@
+"""Who may read Outlive's pages, and where."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
+from starlette.websockets import WebSocketDisconnect
+
+from outlive import Outlive
+from outlive.errors import DeclarationError
+
+TOKEN = "a-token-of-a-test-and-of-nothing-else"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+PROTECTED = ("/metrics", "/further")
+HEALTH = ("/healthz", "/readyz")
+
+
+@pytest.fixture
+def further() -> dict[str, ASGIApp]:
+    return {"/further": PlainTextResponse("further")}
+
+
+def client_of(registry: CollectorRegistry, **options: Any) -> TestClient:
+    app = FastAPI()
+    Outlive(registry=registry, **options).install(app)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_who_has_the_token_reads_everything(
+    registry: CollectorRegistry, further: dict[str, ASGIApp], scheme: str
+) -> None:
+    with client_of(registry, token=TOKEN, pages=further) as client:
+        for path in (*PROTECTED, *HEALTH):
+            assert client.get(path, headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("authorization", "")],
+        [("authorization", "Bearer")],
+        [("authorization", "Bearer ")],
+        [("authorization", f"Bearer {TOKEN[:-1]}")],
+        [("authorization", f"Bearer {TOKEN}x")],
+        [("authorization", f"Bearer {TOKEN} x")],
+        [("authorization", f"Bearer {TOKEN.upper()}")],
+        [("authorization", f"Basic {TOKEN}")],
+        [("authorization", TOKEN)],
+        [("authorization", "Bearer ä".encode("latin-1"))],
+        [("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {TOKEN}")],
+        [("x-authorization", f"Bearer {TOKEN}")],
+    ],
+)
+def test_who_has_not_learns_nothing_but_that(
+    registry: CollectorRegistry, further: dict[str, ASGIApp], headers: list[tuple[str, str]]
+) -> None:
+    with client_of(registry, token=TOKEN, pages=further) as client:
+        for path in PROTECTED:
+            for method in ("GET", "HEAD", "POST"):
+                refused = client.request(method, path, headers=headers)
+                assert (refused.status_code, refused.content) == (401, b""), (method, path)
+                assert refused.headers["www-authenticate"] == "Bearer"
+                assert set(refused.headers) == {"www-authenticate", "content-length"}
+        for path in HEALTH:
+            assert client.get(path, headers=headers).status_code == 200, path
+
+
+def test_a_token_in_the_query_is_none(registry: CollectorRegistry) -> None:
+    with client_of(registry, token=TOKEN) as client:
+        assert client.get(f"/metrics?token={TOKEN}&access_token={TOKEN}").status_code == 401
+
+
+def test_health_and_readiness_can_ask_for_it_too(registry: CollectorRegistry) -> None:
+    with client_of(registry, token=TOKEN, protect_health=True) as client:
+        for path in HEALTH:
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "what_to_do"),
+    [
+        ("", "use at least 16"),
+        ("short-and-secret", None),
+        ("shortandsecret!", "use at least 16"),
+        ("a token with spaces in it", "letters, digits"),
+        ("a-token-with-a-line-break\n", "letters, digits"),
+        ("ein-geheimes-gewürz-genügt", "letters, digits"),
+    ],
+)
+def test_a_token_that_protects_nothing_is_refused_and_not_repeated(
+    registry: CollectorRegistry, token: str, what_to_do: str | None
+) -> None:
+    if what_to_do is None:
+        Outlive(registry=registry, token=token)
+        return
+    with pytest.raises(DeclarationError, match=what_to_do) as refusal:
+        Outlive(registry=registry, token=token)
+    assert not token or token.strip() not in str(refusal.value)
+
+
+def test_protecting_health_without_a_token_is_refused(registry: CollectorRegistry) -> None:
+    with pytest.raises(DeclarationError, match="set a token too"):
+        Outlive(registry=registry, protect_health=True)
+
+
+def test_pages_can_be_at_an_address_of_their_own(
+    registry: CollectorRegistry, further: dict[str, ASGIApp]
+) -> None:
+    app = FastAPI()
+    outlive = Outlive(registry=registry, pages=further, token=TOKEN)
+    outlive.install(app, pages=False)
+    with TestClient(app) as client, TestClient(outlive.pages_app()) as pages:
+        for path in (*PROTECTED, *HEALTH):
+            assert client.get(path, headers=BEARER).status_code == 404, path
+            assert pages.get(path, headers=BEARER).status_code == 200, path
+        assert pages.get("/metrics").status_code == 401
+        for path in ("/", "/metrics/", "//metrics", "/metrics/..", "/Metrics"):
+            assert pages.get(path, headers=BEARER).status_code == 404, path
+        with pytest.raises(WebSocketDisconnect), pages.websocket_connect("/metrics", headers=BEARER):
+            pass
+
+
+def test_pages_elsewhere_tell_of_the_drain(run: Any, outlive: Outlive, lifespan: Any, wire: Any) -> None:
+    app = FastAPI()
+    outlive.install(app, pages=False)
+
+    @outlive.task(timeout=5.0)
+    async def save() -> None:
+        await asyncio.sleep(1)
+
+    async def ready(after: float) -> int:
+        await asyncio.sleep(after)
+        connection = wire(outlive.pages_app(), "http", "/readyz")
+        await connection.handler
+        return int(connection.status)
+
+    async def main() -> None:
+        async with lifespan(app):
+            assert await ready(0) == 200
+            save.submit()
+            in_between = asyncio.create_task(ready(0.5))
+        assert await in_between == 503
+        assert await ready(0) == 503
+
+    run(main())
