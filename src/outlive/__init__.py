@@ -19,7 +19,7 @@ from outlive.observer import (
     RunEnd,
     TaskDetails,
 )
-from outlive.outcomes import Cause, Outcome, Rejection, State, Transport
+from outlive.outcomes import Cause, ConnectionRejection, Outcome, Rejection, State, Transport
 from outlive.runner import Counts
 from outlive.tasks import Run, Task
 
@@ -27,6 +27,7 @@ __all__ = [
     "AfterDisconnect",
     "Cause",
     "ConnectionDetails",
+    "ConnectionRejection",
     "Counts",
     "DeclarationError",
     "DisconnectDetails",

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Protocol
 
+from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outlive import connections
 from outlive.connections import UNMATCHED, Connection
 from outlive.observer import Observer
-from outlive.outcomes import Cause, State, Transport
+from outlive.outcomes import Cause, ConnectionRejection, State, Transport
 from outlive.routes import route_template
 from outlive.runner import Runner
 
@@ -26,6 +27,10 @@ LAST_LOOKS = 5
 LAST_LOOK_INTERVAL = 0.01
 """How often, and how many seconds apart, the cause of a disconnect is looked for that a send has run into."""
 
+RETRY_AFTER = 5
+"""Seconds after which a client that wasn't let in may try again."""
+FULL = PlainTextResponse("too many connections", 503, {"retry-after": str(RETRY_AFTER)})
+
 LAST = ("websocket.close", "http.response.pathsend", "http.response.zerocopysend")
 BODIES = ("http.response.body", "websocket.http.response.body")
 
@@ -38,6 +43,7 @@ class ConnectionMiddleware:
         before: called ahead of each connection.
         channels: where those of the connections in flight are kept.
         watch: whether a handler that doesn't receive is told of a disconnect (see `Channel`).
+        max_connections: how many are open at once; what comes on top is answered 503.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class ConnectionMiddleware:
         before: Callable[[], None],
         channels: "set[Channel]",
         watch: bool,
+        max_connections: int,
     ) -> None:
         self.app = app
         self._runner = runner
@@ -60,6 +67,7 @@ class ConnectionMiddleware:
         self._before = before
         self._watch = watch
         self._channels = channels
+        self._max_connections = max_connections
         self._clean_context = Context()
         self._sweeping: asyncio.AbstractEventLoop | None = None
 
@@ -70,6 +78,10 @@ class ConnectionMiddleware:
         root_path = scope.get("root_path", "")
         if scope["type"] == "http" and (page := self._pages.get(scope["path"].removeprefix(root_path))):
             await page(scope, receive, send)
+            return
+        if len(self._channels) >= self._max_connections:
+            self._observer.connection_rejected(ConnectionRejection.FULL)
+            await _reject(scope, receive, send)
             return
 
         def template(*, final: bool) -> str | None:
@@ -376,6 +388,14 @@ class Channel:
 
 def _size(message: Message) -> int:
     return len(message.get("text") or message.get("bytes") or message.get("body") or b"")
+
+
+async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {}):
+        await FULL(scope, receive, send)
+    else:
+        # Before the handshake a server makes a 403 of it: 1013 is for whoever looks at the messages.
+        await send({"type": "websocket.close", "code": 1013})
 
 
 def _cause(message: Message) -> Cause:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import signal
 import sys
 import time
@@ -73,6 +74,10 @@ def serve() -> None:
         shutdown_delay=settings.shutdown_delay,
         ws_ping_interval=settings.ws_ping_interval,
         ws_ping_timeout=settings.ws_ping_timeout,
+        ws_max_size=settings.ws_max_size,
+        keep_alive_timeout=settings.keep_alive_timeout,
+        request_timeout=settings.request_timeout,
+        max_head=settings.max_head,
         pages=None if settings.pages_port is None else (settings.pages_host, settings.pages_port),
     )
 
@@ -125,6 +130,12 @@ def check() -> None:
     )
     if settings.pages_token is None:
         typer.echo(f"note: pages_token is unset, so whoever reaches {host}:{port} may read the metrics")
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors < settings.max_connections:
+        typer.echo(
+            f"note: max_connections is {settings.max_connections}, but `ulimit -n` lets this process open only "
+            f"{descriptors} files and sockets"
+        )
     warnings = outlive.warnings()
     if settings.graceful_timeout is None:
         typer.echo("note: graceful_timeout is unset, so uvicorn waits for open streams without a limit")

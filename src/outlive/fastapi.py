@@ -19,11 +19,11 @@ from outlive.asgi import Channel, ConnectionMiddleware
 from outlive.connections import Connection
 from outlive.errors import DeclarationError, InstallError
 from outlive.observer import Limits, Observer, Observers, TaskDetails, TraceMode
-from outlive.outcomes import State
+from outlive.outcomes import ConnectionRejection, State
 from outlive.pages import check_token, health_page, metrics_page, pages_app, protected, readiness_page
 from outlive.runner import Counts, Runner
 from outlive.scopes import Scope
-from outlive.tasks import Declared, Task, check_seconds, declare
+from outlive.tasks import Declared, Task, check_limit, check_seconds, declare
 from outlive.telemetry.logs import Logs
 from outlive.telemetry.metrics import Metrics
 from outlive.telemetry.tracing import Tracing
@@ -45,6 +45,8 @@ class Outlive:
         drain_timeout: how long a stop may take from the lifespan's shutdown to the flushed telemetry, in seconds.
         max_running: how many runs execute at once.
         max_pending: how many runs wait for a slot; what comes on top is rejected.
+        max_connections: how many WebSockets, streams and requests are open at once, Outlive's own pages aside; what
+            comes on top is answered 503, with Retry-After, before the app sees it.
         cancel_grace: how long a cancelled run may take to end before it is stuck and let go, in seconds.
         server_grace: how long the server itself waits for handlers before the lifespan's shutdown begins, in
             seconds (uvicorn's `--timeout-graceful-shutdown`); for the warning about a budget that cannot work.
@@ -69,6 +71,7 @@ class Outlive:
         drain_timeout: float = 20.0,
         max_running: int = 1_000,
         max_pending: int = 10_000,
+        max_connections: int = 20_000,
         cancel_grace: float = 1.0,
         server_grace: float = 0.0,
         stop_grace: float | None = None,
@@ -91,6 +94,7 @@ class Outlive:
                 f"a drain_timeout of {drain_timeout:g} s leaves no time for runs: the cancel_grace takes "
                 f"{cancel_grace:g} s of it, and flushing telemetry {self._flush_timeout:g} s"
             )
+        check_limit("max_connections", max_connections, 1)
         if token is not None:
             check_token(token)
         elif protect_health:
@@ -108,6 +112,7 @@ class Outlive:
         self._stop_grace = stop_grace
         self._watch = watch
         self._channels: set[Channel] = set()
+        self._max_connections = max_connections
         self._tracer_provider = tracer_provider
         self._scopes: dict[str, Declared] = {}
         self._installed = False
@@ -244,6 +249,7 @@ class Outlive:
             before=self._open_without_lifespan,
             channels=self._channels,
             watch=self._watch,
+            max_connections=self._max_connections,
         )
         build = app.build_middleware_stack
 
@@ -255,6 +261,13 @@ class Outlive:
             return build()
 
         app.build_middleware_stack = build_with_outlive_outermost  # type: ignore[method-assign]
+
+    def connection_rejected(self, reason: ConnectionRejection) -> None:
+        """Count and log a connection that the app itself turned away, as Outlive does over `max_connections`.
+
+        Call it on the event loop. In the log, a burst is one line.
+        """
+        self._observer.connection_rejected(reason)
 
     def pages_app(self) -> ASGIApp:
         """Outlive's pages as an ASGI app of their own, for an address that the public can't reach.

@@ -9,7 +9,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from outlive.outcomes import Cause, Outcome, Rejection, Transport
+from outlive.outcomes import Cause, ConnectionRejection, Outcome, Rejection, Transport
 
 logger = logging.getLogger("outlive")
 
@@ -132,6 +132,9 @@ class Observer:
 
     def run_ended(self, run: RunDetails, end: RunEnd) -> None:
         """The run has its outcome."""
+
+    def connection_rejected(self, reason: ConnectionRejection) -> None:
+        """A connection wasn't let in."""
 
     def connection_opened(self, connection: ConnectionDetails) -> None:
         """A connection came in. Called in the context of its handler; its route isn't known yet."""

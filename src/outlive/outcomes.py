@@ -42,6 +42,15 @@ class Cause(StrEnum):
     """The handler raised."""
 
 
+class ConnectionRejection(StrEnum):
+    """Why a connection wasn't let in."""
+
+    FULL = "full"
+    """`max_connections` are open."""
+    ORIGIN = "origin"
+    """It is a WebSocket from a page of a foreign origin."""
+
+
 class Rejection(StrEnum):
     """Why a run was rejected."""
 

@@ -63,7 +63,7 @@ def check_seconds(what: str, seconds: object) -> None:
 
 
 def check_limit(what: str, limit: object, least: int) -> None:
-    """Refuse a limit that isn't a whole number of at least `least` runs.
+    """Refuse a limit that isn't a whole number of at least `least`.
 
     Raises:
         DeclarationError: it isn't.

@@ -13,11 +13,12 @@ from opentelemetry.trace import Span, TracerProvider
 from prometheus_client import REGISTRY, CollectorRegistry, write_to_textfile
 from starlette.types import Scope
 
-from outlive import Observer, Outlive
+from outlive import ConnectionRejection, Observer, Outlive
 from outlive.telemetry.flows import FlowBuffer, flows_page
 from outlive.telemetry.setup import set_up_logging, set_up_tracing
 from outlive_service.completions import completions_router
 from outlive_service.exports import exports_router
+from outlive_service.origins import KnownOrigins
 from outlive_service.rooms import rooms_router
 from outlive_service.settings import Settings, load_settings
 from outlive_service.store import Store
@@ -82,6 +83,7 @@ def create_app(
         cancel_grace=settings.cancel_grace,
         max_running=settings.max_running,
         max_pending=settings.max_pending,
+        max_connections=settings.max_connections,
         server_grace=settings.shutdown_delay + (settings.graceful_timeout or 0.0),
         stop_grace=settings.stop_grace,
         registry=registry,
@@ -118,6 +120,11 @@ def create_app(
                 await store.close()
 
     app = FastAPI(title="Outlive's service", lifespan=lifespan, max_body_size=MAX_BODY)
+    app.add_middleware(
+        KnownOrigins,
+        allowed=settings.allowed_origins,
+        rejected=lambda: outlive.connection_rejected(ConnectionRejection.ORIGIN),
+    )
     app.include_router(rooms_router(outlive, settings))
     app.include_router(completions_router(outlive, settings))
     app.include_router(exports_router(outlive, settings))

@@ -12,12 +12,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from outlive import Outlive
+from outlive_service.handshakes import bounded_requests
 
 logger = logging.getLogger("outlive_service")
 
 PAGES_GRACE = 1
 """Seconds for the pages that are being answered when the drain has ended."""
-QUIET: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
 
 
 class PagesServer(uvicorn.Server):
@@ -122,12 +122,23 @@ def serve(
     shutdown_delay: float = 0.0,
     ws_ping_interval: float = 20.0,
     ws_ping_timeout: float = 20.0,
+    ws_max_size: int = 65_536,
+    keep_alive_timeout: int = 5,
+    request_timeout: float = 30.0,
+    max_head: int = 65_536,
     pages: tuple[str, int] | None = None,
 ) -> None:
-    """Serve an app until a signal ends it. Times are in seconds; logging is left as it is set up.
+    """Serve an app until a signal ends it. Times are in seconds, sizes in bytes; logging is left as it is set up.
 
     With `pages`, a host and a port, Outlive's pages are served there.
     """
+    options: dict[str, Any] = {
+        "http": bounded_requests(request_timeout, max_head),
+        "timeout_keep_alive": keep_alive_timeout,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+    }
     config = uvicorn.Config(
         app,
         host=host,
@@ -135,7 +146,8 @@ def serve(
         timeout_graceful_shutdown=graceful_timeout,
         ws_ping_interval=ws_ping_interval,
         ws_ping_timeout=ws_ping_timeout,
-        **QUIET,
+        ws_max_size=ws_max_size,
+        **options,
     )
     outlive: Outlive | None = getattr(app.state, "outlive", None)
     pages_server = None
@@ -146,10 +158,10 @@ def serve(
                 outlive.pages_app(),
                 host=host,
                 port=port,
+                timeout_graceful_shutdown=PAGES_GRACE,
                 lifespan="off",
                 ws="none",
-                timeout_graceful_shutdown=PAGES_GRACE,
-                **QUIET,
+                **options,
             )
         )
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, TypeVar
 import httpx
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from outlive_service.origins import Origin, read_origin
 from outlive_service.store import database_url
 
 S = TypeVar("S", bound=BaseSettings)
@@ -33,12 +34,23 @@ def _known_database(value: str) -> str:
     return value
 
 
+def _origins(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    origins = {text.strip(): read_origin(text.strip()) for text in value.split(",")}
+    wrong = [text for text, origin in origins.items() if origin is None]
+    if wrong:
+        raise ValueError(f"not an origin such as https://chat.example.org: {', '.join(map(repr, wrong))}")
+    return frozenset(origins.values())
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 DatabaseUrl = Annotated[str, AfterValidator(_known_database)]
+Origins = Annotated[frozenset[Origin], NoDecode, BeforeValidator(_origins)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Pause = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -78,6 +90,23 @@ class Settings(BaseSettings):
         default=20.0,
         description="Seconds without an answer to a ping after which a WebSocket client counts as lost.",
     )
+    keep_alive_timeout: int = Field(
+        default=5, ge=1, le=86_400, description="Whole seconds that a client may idle between two requests."
+    )
+    request_timeout: Seconds = Field(
+        default=30.0,
+        description="Seconds that a client has to send a whole request, or the handshake of a WebSocket.",
+    )
+    max_head: Count = Field(default=65_536, description="Bytes of the head of a request, at most.")
+    ws_max_size: Count = Field(
+        default=65_536,
+        description="Bytes of one WebSocket message, at most; who sends more is closed with 1009.",
+    )
+    allowed_origins: Origins = Field(
+        default=frozenset(),
+        description="Other origins whose pages may open WebSockets, such as https://chat.example.org, with"
+        " commas in between; pages of this service's own host always may.",
+    )
 
     # Outlive's pages (/metrics, /healthz, /readyz, /outlive/flows), and who may read them.
     pages_host: str = Field(
@@ -104,6 +133,11 @@ class Settings(BaseSettings):
     max_running: Count = Field(default=1_000, description="Runs that execute at once, at most.")
     max_pending: int = Field(
         default=10_000, ge=0, le=10_000_000, description="Runs that wait for a slot, at most."
+    )
+    max_connections: Count = Field(
+        default=20_000,
+        description="WebSockets, streams and requests that are open at once, at most; what comes on top is"
+        " answered 503. Each needs a file descriptor (ulimit -n).",
     )
 
     # The time-out of each task.

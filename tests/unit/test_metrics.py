@@ -36,6 +36,7 @@ FAMILIES = {
     "outlive_run_timeout_seconds": ("gauge", {"task"}),
     "outlive_runs_limit": ("gauge", {"kind"}),
     "outlive_absorbed_cancellations": ("counter", {"task"}),
+    "outlive_connections_rejected": ("counter", {"reason"}),
     "outlive_connections": ("gauge", {"route", "transport"}),
     "outlive_connection_duration_seconds": ("histogram", {"route", "transport"}),
     "outlive_disconnects": ("counter", {"route", "transport", "cause"}),

@@ -1,13 +1,18 @@
 """Log events through the standard library's `logging`, so that any set-up of it can render them."""
 
+import asyncio
 import logging
 import traceback
+from collections import Counter
 from collections.abc import Callable
 
 from outlive.observer import DisconnectDetails, Observer, RunDetails, RunEnd
-from outlive.outcomes import Outcome
+from outlive.outcomes import ConnectionRejection, Outcome
 
 logger = logging.getLogger("outlive")
+
+REJECTION_INTERVAL = 10.0
+"""Seconds between two lines about rejected connections: who floods a server must not flood its log too."""
 
 Ids = Callable[[object], dict[str, str]]
 """Gives the `trace_id` and `span_id` of a run or a disconnect, as far as there are any."""
@@ -22,6 +27,8 @@ class Logs(Observer):
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
+        self._rejected: Counter[ConnectionRejection] = Counter()
+        self._rejected_told: dict[ConnectionRejection, float] = {}
 
     def run_started(self, run: RunDetails, wait: float, queued: bool) -> None:
         if logger.isEnabledFor(logging.DEBUG):
@@ -54,6 +61,17 @@ class Logs(Observer):
     def cancellation_absorbed(self, run: RunDetails) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             self._log(logging.DEBUG, "cancellation absorbed", run)
+
+    def connection_rejected(self, reason: ConnectionRejection) -> None:
+        self._rejected[reason] += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._rejected_told.get(reason, -REJECTION_INTERVAL) >= REJECTION_INTERVAL:
+            self._rejected_told[reason] = now
+            logger.warning(
+                "connections rejected: %s",
+                reason,
+                extra={"reason": str(reason), "since_last_line": self._rejected.pop(reason)},
+            )
 
     def disconnected(self, disconnect: DisconnectDetails) -> None:
         logger.debug(

@@ -22,7 +22,7 @@ from outlive.observer import (
     RunEnd,
     TaskDetails,
 )
-from outlive.outcomes import Cause, Outcome, Transport
+from outlive.outcomes import Cause, ConnectionRejection, Outcome, Transport
 
 Exemplar = Callable[[object], dict[str, str] | None]
 """Gives the trace of a run, a connection or a disconnect as exemplar labels, if that trace is kept."""
@@ -88,6 +88,9 @@ class Families:
             "outlive_absorbed_cancellations",
             "Cancellations that hit a waiting caller and would have killed the run without the shield.",
             "task",
+        )
+        self.connections_rejected = counter(
+            "outlive_connections_rejected", "Connections that weren't let in, by reason.", "reason"
         )
         self.connections = gauge(
             "outlive_connections", "Connections that are open now.", "route", "transport"
@@ -181,6 +184,9 @@ class Metrics(Observer):
         # A process that makes its app twice, as tests do, must not fail on "duplicated timeseries".
         self._families = _families.get(registry) or _families.setdefault(registry, Families(registry))
         self._exemplar = exemplar
+        self._rejected = {
+            reason: self._families.connections_rejected.labels(reason) for reason in ConnectionRejection
+        }
         self._tasks: dict[TaskDetails, _TaskSeries] = {}
         self._routes: dict[tuple[str, Transport], _ConnectionSeries] = {}
         self._requests: dict[tuple[str, str, int | None], Histogram] = {}
@@ -241,6 +247,9 @@ class Metrics(Observer):
             series.duration[end.outcome].observe(end.duration, self._exemplar(run))
         elif end.outcome is not Outcome.REJECTED:
             series.pending.dec()
+
+    def connection_rejected(self, reason: ConnectionRejection) -> None:
+        self._rejected[reason].inc()
 
     def connection_identified(self, connection: ConnectionDetails, route: str, transport: Transport) -> None:
         before = self._open.get(connection)

@@ -1,0 +1,94 @@
+"""How long a client may take to ask, and how much it may say in the head of a request.
+
+uvicorn bounds neither: half a request, or half a WebSocket handshake, would hold its connection for ever.
+"""
+
+import asyncio
+from typing import ClassVar, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class BoundedRequests(HttpToolsProtocol):
+    """uvicorn's protocol for HTTP/1.1, with bounds; see `bounded_requests`."""
+
+    timeout: ClassVar[float]
+    max_head: ClassVar[int]
+
+    _due: asyncio.TimerHandle | None = None
+    _in_head = True
+    _complete = False
+    _chunk = 0
+    _head_read = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._wait_for_client()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._chunk = len(data)
+        if self._in_head:
+            self._head_read += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._head_read > self.max_head:
+            self.send_400_response("The head of the request is too large.")
+        elif self._is_clients_turn():
+            self._wait_for_client()
+        else:
+            self._stop_waiting()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._complete = False
+        self._head_read = self._chunk
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        # Adding up is for those heads alone that could be too large: what was read holds more than the head.
+        if self._head_read > self.max_head:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > self.max_head:
+                raise ValueError("the head of the request is too large")  # the parser makes a 400 of it
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        super().on_message_complete()
+
+    def _is_clients_turn(self) -> bool:
+        if self.transport.get_protocol() is not self:  # it has become a WebSocket
+            return False
+        return not self._complete or self.cycle is None or self.cycle.response_complete
+
+    def _wait_for_client(self) -> None:
+        if self._due is None:
+            self._due = self.loop.call_later(self.timeout, self._cut)
+
+    def _stop_waiting(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _cut(self) -> None:
+        self._due = None
+        # Not closed, for that would wait until the client has read what it was sent.
+        if self._is_clients_turn():
+            self.transport.abort()
+
+
+def bounded_requests(timeout: float, max_head: int) -> type[BoundedRequests]:
+    """Set the bounds.
+
+    Parameters:
+        timeout: from the connection, or from the first byte of a later request, to the last byte of the request and
+            its body, in seconds. Over it the connection is cut.
+        max_head: bytes of a request's target and headers; over it the answer is 400.
+    """
+    return type("BoundedRequests", (BoundedRequests,), {"timeout": timeout, "max_head": max_head})
