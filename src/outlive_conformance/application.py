@@ -23,8 +23,9 @@ from outlive_conformance.state import STATE_PATH, Spans, Watching
 from outlive_conformance.surroundings import Surroundings
 from outlive_service.store import Store, Transcript
 
-TASK_TIMEOUT = 20.0
-DRAIN_TIMEOUT = 15.0
+TASK_TIMEOUT = 30.0
+DRAIN_TIMEOUT = 40.0
+"""Seconds. Long: what is slow on a busy machine is no news."""
 
 
 class Work:

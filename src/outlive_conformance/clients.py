@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from outlive_conformance.matrix import Cell, End
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds to wait for a server that is busy."""
 FULL_AFTER = 1.5
 """Seconds without reading after which the buffers between a handler that goes on sending and its client are full."""

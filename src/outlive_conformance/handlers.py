@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from itertools import count
 
 import anyio
 from fastapi import WebSocket, WebSocketDisconnect
@@ -17,8 +18,8 @@ SOON = 0.4
 """After so many seconds a handler that ends by itself begins to end."""
 REQUEST_SECONDS = 1.5
 """How long a plain request takes to be answered, when it isn't cut short."""
-MUCH = "x" * 65_536
-"""Fills the buffers of a client that doesn't read."""
+MUCH, MANY = "x" * 65_536, 64
+"""A message, and a number of them, that fill the buffers of a client that doesn't read: some servers have no bound."""
 
 Finish = Callable[[], Awaitable[None]]
 """The clean-up: the work, done in the cell's way."""
@@ -70,9 +71,10 @@ async def messages(end: End) -> AsyncIterator[str]:
     """What a handler sends on, until it raises or returns where the cell says so."""
     loop = asyncio.get_running_loop()
     soon = loop.time() + SOON
-    while True:
-        yield MUCH if end is End.STOPS_READING else "tick\n"
-        await asyncio.sleep(TICK / 10 if end is End.STOPS_READING else TICK)
+    for number in count():
+        filling = end is End.STOPS_READING and number < MANY
+        yield MUCH if filling else "tick\n"
+        await asyncio.sleep(TICK / 10 if filling else TICK)
         if loop.time() > soon and ended(end):
             return
 

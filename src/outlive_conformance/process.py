@@ -19,7 +19,7 @@ from outlive_conformance.state import STATE_PATH
 from outlive_conformance.surroundings import Surroundings
 from outlive_service.demo import last_words
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds for what must happen: a start, a stop, the last outcome."""
 WATCHED_FILE = Path("watched", "watched.py")
 """In a folder of its own: some servers reload at a change of any file."""

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from signal import SIGHUP, Signals
 
 APPLICATION = "outlive_conformance.served:app"
+PING_TIMEOUT = "4"
+"""Seconds; clients of a busy machine take their time to answer."""
 GRACE = 1
 """Whole seconds of a graceful timeout, where a server has one; uvicorn takes no fractions."""
 
@@ -47,7 +49,7 @@ def _uvicorn(name: str, http: str, websockets: str, module: str) -> Server:
     def command(port: int) -> Sequence[str]:
         return (
             "uvicorn", APPLICATION, "--port", str(port), "--http", http, "--ws", websockets, "--no-access-log",
-            "--ws-ping-interval", "1", "--ws-ping-timeout", "1",
+            "--ws-ping-interval", "1", "--ws-ping-timeout", PING_TIMEOUT,
         )  # fmt: skip
 
     return Server(
@@ -81,7 +83,7 @@ DAPHNE = Server(
     "daphne",
     ("daphne",),
     lambda port: (
-        "daphne", APPLICATION, "--port", str(port), "--ping-interval", "1", "--ping-timeout", "1", "-v", "0",
+        "daphne", APPLICATION, "--port", str(port), "-v", "0", "--ping-interval", "1", "--ping-timeout", PING_TIMEOUT,
     ),
     ping=True,
     lifespan=False,
