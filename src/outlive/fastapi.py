@@ -370,14 +370,16 @@ class Outlive:
     async def _flush(self) -> None:
         provider = self._tracer_provider or trace.get_tracer_provider()
         force_flush = getattr(provider, "force_flush", None)
-        if force_flush is None:
-            return
         loop = asyncio.get_running_loop()
         flushed = asyncio.Event()
 
         def flush() -> None:
             try:
-                force_flush(int(self._flush_timeout * 1000))
+                if force_flush is not None:
+                    force_flush(int(self._flush_timeout * 1000))
+                # Servers end their process by the signal that stopped them, so nothing else would do it.
+                for handler in logging.getLogger().handlers:
+                    handler.flush()
             except Exception:
                 logger.exception("telemetry wasn't flushed")
             with suppress(RuntimeError):  # nobody waits any more

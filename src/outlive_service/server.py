@@ -91,6 +91,16 @@ class DrainingServer(uvicorn.Server):
                 host, port, *_ = listener.getsockname()
                 logger.info("listening", extra={"host": host, "port": port})
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Write the last lines of the log before the signal is raised again, which ends the process."""
+        with super().capture_signals():
+            try:
+                yield
+            finally:
+                for handler in logging.getLogger().handlers:
+                    handler.flush()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop, and drain within the lifespan's shutdown; the pages tell of it until the end."""
         await super().shutdown(sockets)

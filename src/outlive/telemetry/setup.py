@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from structlog.types import EventDict, Processor
 
 from outlive.errors import OutliveError
+from outlive.telemetry.lines import BackgroundLines
 from outlive.telemetry.propagation import LinkRemote, UntrustedTraceContext
 from outlive.telemetry.tracing import ids
 
@@ -97,7 +98,9 @@ def set_up_logging(
 ) -> None:
     """Send all logging of the process to one stream: JSON lines, or colours for a person at a terminal.
 
-    Every line has the `trace_id` and `span_id` of the span that it belongs to, as far as there is one.
+    Every line has the `trace_id` and `span_id` of the span that it belongs to, as far as there is one. Logging never
+    waits for whoever reads: a thread writes, and what doesn't fit in its queue is dropped and counted (see
+    `BackgroundLines`).
 
     Parameters:
         style: "auto" is "console" on a terminal and "json" elsewhere.
@@ -119,7 +122,7 @@ def set_up_logging(
         if readable
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )
-    handler = logging.StreamHandler(stream)
+    handler = BackgroundLines(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,
