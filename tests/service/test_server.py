@@ -7,9 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,49 +17,6 @@ pytestmark = pytest.mark.anyio
 
 TOKEN = "a-token-of-a-test-and-of-nothing-else"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
-
-
-class Process:
-    """A process of the service, and the events that it logged so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.events: list[dict[str, Any]] = []
-
-    async def event(self, name: str) -> dict[str, Any]:
-        """Read on until this event."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(30):
-            async for line in self.process.stdout:
-                event: dict[str, Any] = json.loads(line)
-                self.events.append(event)
-                if event["event"] == name:
-                    return event
-        raise AssertionError(f"no {name!r} among {self.events}")
-
-    async def address(self, name: str) -> str:
-        """Where it listens."""
-        event = await self.event(name)
-        return f"{event['host']}:{event['port']}"
-
-
-@asynccontextmanager
-async def outlive_serve(tmp_path: Path, **variables: object) -> AsyncIterator[Process]:
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PORT": "0",
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'outlive.db'}",
-        **{name: str(value) for name, value in variables.items()},
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "outlive", "serve", env=environment, stdout=subprocess.PIPE
-    )
-    try:
-        yield Process(process)
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def refused(address: str) -> None:
@@ -78,13 +32,11 @@ async def refused(address: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_pages_at_an_address_of_their_own_show_the_drain_to_its_end(tmp_path: Path) -> None:
+async def test_pages_at_an_address_of_their_own_show_the_drain_to_its_end(serve_process: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent_partner:
         partner = f"http://127.0.0.1:{silent_partner.getsockname()[1]}"
         async with (
-            outlive_serve(
-                tmp_path, PAGES_PORT=0, PAGES_TOKEN=TOKEN, PARTNER_URL=partner, NOTIFY_TIMEOUT=2
-            ) as server,
+            serve_process(PAGES_PORT=0, PAGES_TOKEN=TOKEN, PARTNER_URL=partner, NOTIFY_TIMEOUT=2) as server,
             httpx.AsyncClient() as client,
         ):
             pages = await server.address("pages are listening")
@@ -110,9 +62,9 @@ async def test_pages_at_an_address_of_their_own_show_the_drain_to_its_end(tmp_pa
     assert TOKEN not in json.dumps(server.events)
 
 
-async def test_a_port_of_the_pages_that_is_taken_is_told(tmp_path: Path) -> None:
+async def test_a_port_of_the_pages_that_is_taken_is_told(serve_process: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        async with outlive_serve(tmp_path, PAGES_PORT=taken.getsockname()[1]) as server:
+        async with serve_process(PAGES_PORT=taken.getsockname()[1]) as server:
             await server.event("[Errno 98] Address already in use")
             assert await server.process.wait() > 0
 
