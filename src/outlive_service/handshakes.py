@@ -1,12 +1,15 @@
-"""How long a client may take to ask, and how much it may say in the head of a request.
+"""How long a client may take to ask, how much it may say in the head of a request, and how it is denied.
 
-uvicorn bounds neither: half a request, or half a WebSocket handshake, would hold its connection for ever.
+uvicorn bounds neither of the first two: half a request, or half a WebSocket handshake, would hold its connection for
+ever.
 """
 
 import asyncio
 from typing import ClassVar, cast
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 
 class BoundedRequests(HttpToolsProtocol):
@@ -92,3 +95,17 @@ def bounded_requests(timeout: float, max_head: int) -> type[BoundedRequests]:
         max_head: bytes of a request's target and headers; over it the answer is 400.
     """
     return type("BoundedRequests", (BoundedRequests,), {"timeout": timeout, "max_head": max_head})
+
+
+class DeniedHandshakes(WebSocketsSansIOProtocol):
+    """uvicorn's default protocol for WebSockets, without the error that it logs after each denial.
+
+    It takes a handshake that was answered by `websocket.http.response` for one that was never answered, so a
+    flood that is turned away would be a flood in the log.
+    """
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send, and note that a denial was the answer."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from outlive import Outlive
-from outlive_service.handshakes import bounded_requests
+from outlive_service.handshakes import DeniedHandshakes, bounded_requests
 
 logger = logging.getLogger("outlive_service")
 
@@ -154,6 +154,7 @@ def serve(
         host=host,
         port=port,
         timeout_graceful_shutdown=graceful_timeout,
+        ws=DeniedHandshakes,
         ws_ping_interval=ws_ping_interval,
         ws_ping_timeout=ws_ping_timeout,
         ws_max_size=ws_max_size,

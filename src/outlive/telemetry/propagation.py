@@ -21,7 +21,7 @@ class UntrustedTraceContext(TextMapPropagator):
     """W3C trace context (https://www.w3.org/TR/trace-context/) at the edge of a system.
 
     A client's `traceparent` could put its requests into any trace and force the sampling, so a request starts a trace
-    of its own, linked to what the client told; a client's baggage is dropped. What this process calls is told
+    of its own, linked to what the client told; a client's baggage and `tracestate` are dropped. What this process calls is told
     its trace as ever. Needs `LinkRemote` among the provider's span processors.
     """
 
@@ -32,7 +32,9 @@ class UntrustedTraceContext(TextMapPropagator):
         self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
     ) -> Context:
         """Take the client's span as one to link to."""
-        remote = trace.get_current_span(self._w3c.extract(carrier, Context(), getter)).get_span_context()
+        # Without `tracestate`: it is free text, which would go into the link, and into a warning where it is malformed.
+        told = {"traceparent": getter.get(carrier, "traceparent") or []}
+        remote = trace.get_current_span(self._w3c.extract(told, Context())).get_span_context()
         context = Context() if context is None else context
         return set_value(_REMOTE, remote, context) if remote.is_valid else context
 
