@@ -231,7 +231,9 @@ class Channel:
             self._told = True
             raise OSError("the client has gone")
         if kind == "http.response.start":
-            self._status = message["status"]
+            status = message["status"]
+            # What isn't a status is refused by the server, and must not become a label.
+            self._status = status if isinstance(status, int) and 100 <= status < 600 else None
             if any(
                 name.lower() == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message.get("headers", ())
@@ -294,7 +296,7 @@ class Channel:
     def _disconnected(self, cause: Cause) -> None:
         if self._ended_at is None and not self._ending:
             if not self._identified:
-                self.identify()
+                self.identify(final=True)  # of a mounted app that has no routes there is no more to know
             shutdown = self._runner.state is not State.OPEN
             self.connection.disconnected(Cause.SERVER_SHUTDOWN if shutdown else cause)
             self._end()

@@ -24,6 +24,7 @@ from outlive.pages import check_token, health_page, metrics_page, pages_app, pro
 from outlive.runner import Counts, Runner
 from outlive.scopes import Scope
 from outlive.tasks import Declared, Task, check_limit, check_seconds, declare
+from outlive.telemetry.lines import BackgroundLines
 from outlive.telemetry.logs import Logs
 from outlive.telemetry.metrics import Metrics
 from outlive.telemetry.tracing import Tracing
@@ -370,6 +371,10 @@ class Outlive:
     async def _flush(self) -> None:
         provider = self._tracer_provider or trace.get_tracer_provider()
         force_flush = getattr(provider, "force_flush", None)
+        # Servers end their process by the signal that stopped them, so nothing else would write the last lines.
+        lines = [handler for handler in logging.getLogger().handlers if isinstance(handler, BackgroundLines)]
+        if force_flush is None and not lines:
+            return
         loop = asyncio.get_running_loop()
         flushed = asyncio.Event()
 
@@ -377,8 +382,7 @@ class Outlive:
             try:
                 if force_flush is not None:
                     force_flush(int(self._flush_timeout * 1000))
-                # Servers end their process by the signal that stopped them, so nothing else would do it.
-                for handler in logging.getLogger().handlers:
+                for handler in lines:
                     handler.flush()
             except Exception:
                 logger.exception("telemetry wasn't flushed")

@@ -63,7 +63,7 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
 
 def test_every_test_of_reliability_has_its_row() -> None:
     marks = set()
-    for file in (ROOT / "tests" / "reliability").glob("test_*.py"):
+    for file in (ROOT / "tests" / "reliability").rglob("test_*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.reliability":
                 marks.add(tuple(map(ast.literal_eval, node.args)))

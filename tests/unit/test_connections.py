@@ -1171,3 +1171,43 @@ def test_messages_to_the_client_go_through_as_they_are(run: Any, outlive: Outliv
         assert [id(message) for message in connection.sent] == [id(m) for m in (EVENTS, CHUNK, CHUNK, LAST)]
 
     run(main())
+
+
+# What a fuzz has found
+
+
+def test_a_disconnect_has_the_route_of_its_connection_in_a_mounted_app_too(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, lifespan: Any, wire: Any
+) -> None:
+    app = FastAPI()
+    outlive.install(app)
+
+    async def raw(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await receive()
+
+    app.mount("/raw", raw)
+
+    async def main() -> None:
+        async with lifespan(app):
+            await wire(app, "websocket", "/raw/a", incoming=[{"type": "websocket.connect"}, LEFT]).handler
+
+    run(main())
+    assert disconnects(registry) == {("/raw/{path}", "websocket", "client_closed"): 1}
+
+
+@pytest.mark.parametrize("status", [[], "200", None, -1, 0, 10**9, 200.5])
+def test_what_is_no_status_becomes_no_label(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, lifespan: Any, wire: Any, status: Any
+) -> None:
+    async def handle(receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send(LAST)
+
+    async def main() -> None:
+        app = app_with(outlive, handle)
+        async with lifespan(app):
+            await wire(app, "http", "/items/a").handler
+
+    run(main())
+    assert found(registry, "outlive_http_request_duration_seconds_count", "status") == {("none",): 1}

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
 from outlive import AfterDisconnect, Outcome, Outlive, RunTimedOut, Task
+from outlive.telemetry.propagation import LinkRemote, UntrustedTraceContext
 
 LEFT = {"type": "websocket.disconnect", "code": 1000, "reason": ""}
 ROUTE = "/rooms/{room}"
@@ -662,3 +663,14 @@ def test_with_fastapis_own_telemetry(
     assert ROUTE in server.name
     assert [link.context.span_id for link in root.links] == [context_of(server).span_id]
     assert parent_of(recorded.one("save")) == context_of(root).span_id
+
+
+def test_what_a_stranger_says_beside_its_span_is_not_kept() -> None:
+    parent = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    carrier = {"traceparent": parent, "tracestate": "vendor=a-users-words", "baggage": "user=ann"}
+    provider = TracerProvider()
+    provider.add_span_processor(LinkRemote())
+    span = provider.get_tracer("test").start_span("GET /", context=UntrustedTraceContext().extract(carrier))
+    (link,) = span.links  # type: ignore[attr-defined]
+    assert link.context.trace_id == int("1" * 32, 16)
+    assert not link.context.trace_state

@@ -94,7 +94,7 @@ async def test_a_flood_over_the_limit_is_turned_away(attacked: Any, result: Call
 @pytest.mark.reliability("abuse", "300 WebSockets from pages of foreign origins")
 async def test_foreign_origins_are_denied(attacked: Any, result: Callable[[str], None]) -> None:
     async with attacked(ALLOWED_ORIGINS="https://chat.example.org") as target:
-        origins = (
+        origins: tuple[Any, ...] = (
             "https://evil.example", "null", "https://chat.example.org.evil.example", f"https://{target.address}.evil.example",
             f"http://{target.host}:1", "http://chat.example.org",
         )  # fmt: skip
@@ -102,11 +102,12 @@ async def test_foreign_origins_are_denied(attacked: Any, result: Callable[[str],
             with pytest.raises(InvalidStatus) as refusal:
                 await connect(
                     f"ws://{target.address}/rooms/lobby?user=ann", origin=origins[number % len(origins)]
-                )  # type: ignore[arg-type]
+                )
             assert refusal.value.response.status_code == 403
         assert await target.sample(FOREIGN) == 300
-        for origin in (f"http://{target.address}", "https://chat.example.org", None):
-            async with connect(f"ws://{target.address}/rooms/lobby?user=ann", origin=origin) as ws:  # type: ignore[arg-type]
+        known: tuple[Any, ...] = (f"http://{target.address}", "https://chat.example.org", None)
+        for origin in known:
+            async with connect(f"ws://{target.address}/rooms/lobby?user=ann", origin=origin) as ws:
                 await ws.recv()
     assert target.account["outcomes"]["completed"] >= 3
     result("300 answered 403 before they were accepted; 3 of known origins let in and saved")

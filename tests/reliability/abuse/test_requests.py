@@ -57,8 +57,9 @@ TRICKS = (
 )  # fmt: skip
 
 
-@pytest.mark.reliability("abuse", f"{len(TRICKS)} path tricks, with four methods, against a protected page")
+@pytest.mark.reliability("abuse", "45 path tricks, with four methods, against a protected page")
 async def test_no_trick_with_a_path_opens_a_page(attacked: Any, result: Callable[[str], None]) -> None:
+    assert len(TRICKS) == 45
     async with attacked(PAGES_TOKEN=TOKEN) as target:
         requests = [
             f"{method} {trick} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode("latin-1")
@@ -129,7 +130,7 @@ async def test_trace_context_of_strangers_does_no_harm(
 @pytest.mark.reliability("abuse", "Huge query strings and bodies, bodies without an end, lengths that lie")
 async def test_too_much_is_refused(attacked: Any, result: Callable[[str], None]) -> None:
     async with attacked(REQUEST_TIMEOUT=3) as target:
-        secret = target.secret.encode()
+        secret: bytes = target.secret.encode()
 
         def post(headers: bytes, body: bytes) -> bytes:
             return (
