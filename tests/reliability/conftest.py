@@ -41,7 +41,7 @@ class Row:
     passed: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Rows:
     """What the tests of this session told, and the file that it is for."""
 
