@@ -13,6 +13,12 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
 
 
+OBJECTIVE = 0.999
+"""The share of runs that shall not end badly."""
+BAD_OUTCOMES = (Outcome.TIMED_OUT, Outcome.FAILED, Outcome.REJECTED)
+"""What counts against the objective: a cancelled run is what the program or its user asked for."""
+
+
 class State(StrEnum):
     """Where a process is on its way from start to stop."""
 

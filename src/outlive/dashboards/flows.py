@@ -7,7 +7,6 @@ from outlive.dashboards.links import board_link, traces
 from outlive.dashboards.panels import Column, bars, heat, lines, number, rows
 from outlive.dashboards.promql import (
     BAD,
-    OBJECTIVE,
     availability,
     chosen,
     count,
@@ -19,6 +18,7 @@ from outlive.dashboards.promql import (
     ratio,
     total,
 )
+from outlive.outcomes import OBJECTIVE
 
 UID = "outlive-flows"
 

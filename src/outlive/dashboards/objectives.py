@@ -4,7 +4,8 @@ from typing import Any
 
 from outlive.dashboards.boards import board
 from outlive.dashboards.panels import Column, lines, number, rows
-from outlive.dashboards.promql import BAD, CHOSEN, OBJECTIVE, chosen, count, over_time, ratio, total
+from outlive.dashboards.promql import BAD, CHOSEN, chosen, count, over_time, ratio, total
+from outlive.outcomes import OBJECTIVE
 
 UID = "outlive-objectives"
 

@@ -2,10 +2,9 @@
 
 from grafana_foundation_sdk.builders import prometheus
 
-OBJECTIVE = 0.999
-"""The share of runs that shall end well, over 30 days."""
-BAD = 'outcome=~"timed_out|failed|rejected"'
-"""The outcomes that count against the objective: a cancelled run is what the program or its user asked for."""
+from outlive.outcomes import BAD_OUTCOMES
+
+BAD = f'outcome=~"{"|".join(BAD_OUTCOMES)}"'
 CHOSEN = 'job=~"$job", instance=~"$instance"'
 
 Target = prometheus.Dataquery

@@ -7,7 +7,6 @@ from outlive.dashboards.links import traces
 from outlive.dashboards.panels import Column, bars, heat, lines, number, rows
 from outlive.dashboards.promql import (
     BAD,
-    OBJECTIVE,
     availability,
     chosen,
     count,
@@ -18,6 +17,7 @@ from outlive.dashboards.promql import (
     rate,
     total,
 )
+from outlive.outcomes import OBJECTIVE
 
 UID = "outlive-task"
 
