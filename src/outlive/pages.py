@@ -1,7 +1,9 @@
 """Outlive's own pages: metrics and health, and who may read them."""
 
 import re
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from hmac import compare_digest
 
 from prometheus_client import CollectorRegistry
@@ -18,6 +20,8 @@ from outlive.telemetry.metrics import registry_to_scrape
 
 SHORTEST_TOKEN = 16
 """Characters; with fewer, trying them all becomes thinkable."""
+CHALLENGES = ("Bearer", 'Basic realm="Outlive", charset="UTF-8"')
+"""How the token may be sent, each in a header of its own: browsers read one challenge of a header."""
 TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 """What a client can send as a bearer token (RFC 6750, section 2.1)."""
 
@@ -41,19 +45,36 @@ def check_token(token: str) -> None:
 
 
 def protected(page: ASGIApp, token: str) -> ASGIApp:
-    """The page, for who sends `Authorization: Bearer TOKEN`; anybody else learns nothing but that."""
+    """The page, for who sends the token; anybody else learns nothing but that it is asked for.
+
+    It is sent as `Authorization: Bearer TOKEN`, or as the password of whatever user (RFC 7617): a browser can send
+    no bearer token for a page that a person opens, but it asks for a password.
+    """
     wanted = token.encode()
+    refused = Response(status_code=401)
+    for challenge in CHALLENGES:
+        refused.headers.append("www-authenticate", challenge)
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, credentials = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
         # In constant time: how long a refusal takes must not tell how much of the token was right.
-        if compare_digest(credentials.strip(b" "), wanted) and scheme.lower() == b"bearer":
+        if len(sent) == 1 and compare_digest(_token(sent[0]), wanted):
             await page(scope, receive, send)
         else:
-            await Response(status_code=401, headers={"www-authenticate": "Bearer"})(scope, receive, send)
+            await refused(scope, receive, send)
 
     return guard
+
+
+def _token(authorization: bytes) -> bytes:
+    scheme, _, credentials = authorization.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return credentials.strip(b" ")
+        case b"basic":
+            with suppress(ValueError):
+                return b64decode(credentials.strip(b" "), validate=True).partition(b":")[2]
+    return b""
 
 
 def pages_app(pages: Mapping[str, ASGIApp]) -> ASGIApp:
@@ -77,7 +98,7 @@ def metrics_page(registry: CollectorRegistry) -> ASGIApp:
         text = await run_in_threadpool(lambda: encode(registry_to_scrape(registry)))
         return Response(text, headers={"content-type": content_type})
 
-    return _readable(respond)
+    return readable(respond)
 
 
 def health_page() -> ASGIApp:
@@ -86,7 +107,7 @@ def health_page() -> ASGIApp:
     async def respond(_request: Request) -> Response:
         return JSONResponse({"alive": True})
 
-    return _readable(respond)
+    return readable(respond)
 
 
 def readiness_page(state: Callable[[], State]) -> ASGIApp:
@@ -96,10 +117,12 @@ def readiness_page(state: Callable[[], State]) -> ASGIApp:
         now = state()
         return JSONResponse({"state": now}, 200 if now is State.OPEN else 503)
 
-    return _readable(respond)
+    return readable(respond)
 
 
-def _readable(respond: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+def readable(respond: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+    """An application for what can be read and not changed."""
+
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if request.method in ("GET", "HEAD"):

@@ -1,6 +1,7 @@
 """Who may read Outlive's pages, and where."""
 
 import asyncio
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -18,6 +19,10 @@ TOKEN = "a-token-of-a-test-and-of-nothing-else"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 PROTECTED = ("/metrics", "/further")
 HEALTH = ("/healthz", "/readyz")
+
+
+def basic(credentials: str) -> str:
+    return f"Basic {b64encode(credentials.encode()).decode()}"
 
 
 @pytest.fixture
@@ -40,6 +45,17 @@ def test_who_has_the_token_reads_everything(
             assert client.get(path, headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200, path
 
 
+@pytest.mark.parametrize("user", ["", "ann", "ännchen"])
+def test_a_browser_sends_the_token_as_a_password(
+    registry: CollectorRegistry, further: dict[str, ASGIApp], user: str
+) -> None:
+    with client_of(registry, token=TOKEN, pages=further) as client:
+        for path in PROTECTED:
+            assert client.get(path, headers={"authorization": basic(f"{user}:{TOKEN}")}).status_code == 200, (
+                path
+            )
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -52,6 +68,13 @@ def test_who_has_the_token_reads_everything(
         [("authorization", f"Bearer {TOKEN} x")],
         [("authorization", f"Bearer {TOKEN.upper()}")],
         [("authorization", f"Basic {TOKEN}")],
+        [("authorization", basic(TOKEN))],
+        [("authorization", basic(f"{TOKEN}:"))],
+        [("authorization", basic(f"ann:{TOKEN}x"))],
+        [("authorization", basic(f"ann:x:{TOKEN}"))],
+        [("authorization", f"Basic ann:{TOKEN}")],
+        [("authorization", "Basic ====")],
+        [("authorization", basic(f"ann:{TOKEN}")), ("authorization", basic(f"ann:{TOKEN}"))],
         [("authorization", TOKEN)],
         [("authorization", "Bearer ä".encode("latin-1"))],
         [("authorization", f"Bearer {TOKEN}"), ("authorization", f"Bearer {TOKEN}")],
@@ -66,7 +89,7 @@ def test_who_has_not_learns_nothing_but_that(
             for method in ("GET", "HEAD", "POST"):
                 refused = client.request(method, path, headers=headers)
                 assert (refused.status_code, refused.content) == (401, b""), (method, path)
-                assert refused.headers["www-authenticate"] == "Bearer"
+                assert refused.headers["www-authenticate"] == 'Bearer, Basic realm="Outlive", charset="UTF-8"'
                 assert set(refused.headers) == {"www-authenticate", "content-length"}
         for path in HEALTH:
             assert client.get(path, headers=headers).status_code == 200, path
