@@ -129,7 +129,10 @@ def check() -> None:
         + ("with the token too" if settings.pages_protect_health else "for anybody who reaches it")
     )
     if settings.pages_token is None:
-        typer.echo(f"note: pages_token is unset, so whoever reaches {host}:{port} may read the metrics")
+        typer.echo(
+            f"note: pages_token is unset, so whoever reaches {host}:{port} may read the metrics"
+            + (" and the live page" if settings.shows_live else "")
+        )
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if descriptors < settings.max_connections:
         typer.echo(
@@ -330,6 +333,7 @@ async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: 
             f"seed {play.traffic.seed}",
             highlight=False,
         )
+        console.print(f"\nopen [bold]{addresses.live}[/bold] in a browser to see it live\n", highlight=False)
         visits = asyncio.create_task(play.traffic.run(seconds))
         observatory = Observatory(addresses.service)
         async with httpx.AsyncClient() as client:

@@ -18,6 +18,7 @@ from outlive import connections
 from outlive.asgi import Channel, ConnectionMiddleware
 from outlive.connections import Connection
 from outlive.errors import DeclarationError, InstallError
+from outlive.live import LivePage
 from outlive.observer import Limits, Observer, Observers, TaskDetails, TraceMode
 from outlive.outcomes import ConnectionRejection, State
 from outlive.pages import check_token, health_page, metrics_page, pages_app, protected, readiness_page
@@ -57,9 +58,10 @@ class Outlive:
         tracer_provider: the OpenTelemetry provider; by default the global one, at the time of the first span.
         observers: further observers, told before the built-in ones.
         metrics_path, health_path, readiness_path: where Outlive's own pages are; None leaves one out.
+        live: the live page, for a look at runs and disconnect flows in a browser; None: there is none.
         pages: further applications by path, which like Outlive's own count as no connection.
-        token: a bearer token that the metrics and the further pages ask for (`Authorization: Bearer TOKEN`);
-            anybody may read them without one.
+        token: a token that the metrics, the live page and the further pages ask for, as a bearer token or as the
+            password of whatever user; without one anybody may read them.
         protect_health: whether health and readiness ask for the token too. Load balancers can't send one, as a rule.
 
     Raises:
@@ -83,6 +85,7 @@ class Outlive:
         metrics_path: str | None = "/metrics",
         health_path: str | None = "/healthz",
         readiness_path: str | None = "/readyz",
+        live: LivePage | None = None,
         pages: Mapping[str, ASGIApp] | None = None,
         token: str | None = None,
         protect_health: bool = False,
@@ -103,7 +106,13 @@ class Outlive:
         tracing = Tracing(tracer_provider)
         # The tracing comes last: the others ask it for a run's ids while the run's span is still there.
         self._observer = Observers(
-            [*observers, Metrics(registry, tracing.exemplar), Logs(tracing.ids), tracing]
+            [
+                *observers,
+                Metrics(registry, tracing.exemplar),
+                Logs(tracing.ids),
+                *([] if live is None else [live]),
+                tracing,
+            ]
         )
         self._runner = Runner(
             Limits(max_running, max_pending), cancel_grace=cancel_grace, observer=self._observer
@@ -120,7 +129,11 @@ class Outlive:
         self._started_by_lifespan = False
         self._in_lifespan = False
         self._wrapped_lifespan: Callable[[Any], Any] | None = None
+        self._live = live
         self._pages = dict(pages or {})
+        if live is not None:
+            patience = drain_timeout - self._flush_timeout - cancel_grace
+            self._pages |= live.attach(self._runner, registry, self.begin_drain, patience)
         open_paths = set() if protect_health else {health_path, readiness_path}
         for path, page in (
             (metrics_path, metrics_page(registry)),
@@ -331,7 +344,9 @@ class Outlive:
                     # By ASGI's lifespan protocol (version 2.0, "shutdown"), every connection is closed by now.
                     for channel in list(self._channels):
                         channel.server_stopped()
-                    await self._runner.drain(self._drain_timeout - self._flush_timeout)
+                    # Those who looked on took their time from the drain, not on top of it.
+                    held = 0.0 if self._live is None else self._live.held
+                    await self._runner.drain(self._drain_timeout - self._flush_timeout - held)
         finally:
             self._in_lifespan = False
             self._runner.close()

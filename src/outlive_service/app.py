@@ -1,5 +1,7 @@
 """The service: rooms, completions and exports on one FastAPI app."""
 
+import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,7 +16,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, write_to_textfile
 from starlette.types import Scope
 
 from outlive import ConnectionRejection, Observer, Outlive
-from outlive.telemetry.flows import FlowBuffer, flows_page
+from outlive.live import LivePage
+from outlive.telemetry.flows import FlowBuffer
 from outlive.telemetry.setup import set_up_logging, set_up_tracing
 from outlive_service.completions import completions_router
 from outlive_service.exports import exports_router
@@ -23,7 +26,8 @@ from outlive_service.rooms import rooms_router
 from outlive_service.settings import Settings, load_settings
 from outlive_service.store import Store
 
-FLOWS_PATH = "/outlive/flows"
+logger = logging.getLogger("outlive_service")
+
 MAX_BODY = 256_000
 """Bytes of a request's body."""
 
@@ -55,11 +59,14 @@ def service(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings(Settings)
     set_up_logging(settings.log_format, settings.log_level.upper())
-    flows = FlowBuffer(settings.flows_kept) if settings.live else None
+    flows = FlowBuffer(settings.flows_kept) if settings.shows_live else None
     provider = set_up_tracing(
         "outlive-service", [flows] if flows else [], trust_clients=settings.trust_clients
     )
-    return create_app(settings, tracer_provider=provider, flows=flows)
+    app = create_app(settings, tracer_provider=provider, flows=flows)
+    if settings.shows_live:
+        logger.info("live page", extra={"path": settings.live_path})
+    return app
 
 
 def create_app(
@@ -75,9 +82,10 @@ def create_app(
         settings: by default read from the environment.
         registry: where the metrics are.
         tracer_provider: by default OpenTelemetry's global one.
-        flows: the last disconnect flows, to be shown at /outlive/flows.
+        flows: the last disconnect flows, for the live page.
     """
     settings = settings or load_settings(Settings)
+    on_app = settings.pages_port is None
     outlive = Outlive(
         drain_timeout=settings.drain_timeout,
         cancel_grace=settings.cancel_grace,
@@ -91,7 +99,14 @@ def create_app(
         observers=[FinalMetrics(settings.final_metrics_file, registry)]
         if settings.final_metrics_file
         else [],
-        pages={FLOWS_PATH: flows_page(flows)} if flows else {},
+        live=LivePage(
+            flows,
+            path=settings.live_path,
+            viewers=settings.live_viewers,
+            jaeger_ui_url=settings.jaeger_ui_url,
+        )
+        if settings.shows_live
+        else None,
         token=settings.pages_token.get_secret_value() if settings.pages_token else None,
         protect_health=settings.pages_protect_health,
     )
@@ -141,13 +156,14 @@ def create_app(
             "metrics": "/metrics",
             "alive": "/healthz",
             "ready": "/readyz",
+            **({"live": settings.live_path} if settings.shows_live and on_app else {}),
         }
 
-    outlive.install(app, pages=settings.pages_port is None)
+    outlive.install(app, pages=on_app)
     FastAPIInstrumentor.instrument_app(
         app,
         tracer_provider=tracer_provider,
-        excluded_urls=f"^https?://[^/]+(/metrics|/healthz|/readyz|{FLOWS_PATH})$",
+        excluded_urls=f"^https?://[^/]+(/metrics|/healthz|/readyz|{re.escape(settings.live_path)}.*)$",
         exclude_spans=["receive", "send"],
         server_request_hook=without_query,
     )

@@ -56,6 +56,10 @@ SERVICE = {
     "EXPORT_PAGE": "20",
     "EXPORT_PAGE_INTERVAL": "0.05",
     "LIVE": "true",
+    "LIVE_PATH": "/outlive/",
+    "FLOWS_KEPT": "500",
+    "PAGES_PORT": "",
+    "PAGES_TOKEN": "",
     "LOG_FORMAT": "json",
 }
 
@@ -71,6 +75,11 @@ class Addresses:
     service: str
     partner: str
     service_pid: int
+
+    @property
+    def live(self) -> str:
+        """The live page."""
+        return f"{self.service}/outlive/"
 
 
 class Process:

@@ -1,6 +1,8 @@
 """The settings of the service and of its partner, read from the environment."""
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -13,6 +15,8 @@ from outlive_service.origins import Origin, read_origin
 from outlive_service.store import database_url
 
 S = TypeVar("S", bound=BaseSettings)
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class SettingsError(ValueError):
@@ -42,6 +46,12 @@ def _origins(value: object) -> object:
     if wrong:
         raise ValueError(f"not an origin such as https://chat.example.org: {', '.join(map(repr, wrong))}")
     return frozenset(origins.values())
+
+
+def _folder(value: str) -> str:
+    if not re.fullmatch(r"/(\w[\w.~-]*/)+", value, re.ASCII):
+        raise ValueError("not a path such as /outlive/")
+    return value
 
 
 def _lower(value: object) -> object:
@@ -108,7 +118,7 @@ class Settings(BaseSettings):
         " commas in between; pages of this service's own host always may.",
     )
 
-    # Outlive's pages (/metrics, /healthz, /readyz, /outlive/flows), and who may read them.
+    # Outlive's pages (/metrics, /healthz, /readyz, /outlive/), and who may read them.
     pages_host: str = Field(
         default="127.0.0.1", description="The address of Outlive's pages, where PAGES_PORT is set."
     )
@@ -118,7 +128,7 @@ class Settings(BaseSettings):
     )
     pages_token: SecretStr | None = Field(
         default=None,
-        description="The bearer token that /metrics and /outlive/flows ask for, of at least 16 characters;"
+        description="The token that /metrics and the live page ask for, of at least 16 characters;"
         " unset: whoever reaches them may read them.",
     )
     pages_protect_health: bool = Field(
@@ -230,14 +240,34 @@ class Settings(BaseSettings):
         description="A file for the metrics as they are when the process has closed, since its last seconds"
         " are never scraped.",
     )
-    live: bool = Field(default=False, description="Whether /outlive/flows shows the last disconnect flows.")
+    live: bool | None = Field(
+        default=None,
+        description="Whether there is a live page; unset: only in development, which is where the log goes to"
+        " a terminal and the address can't be reached from another machine.",
+    )
+    live_path: Annotated[str, AfterValidator(_folder)] = Field(
+        default="/outlive/", description="Where the live page is, such as /outlive/."
+    )
+    live_viewers: Count = Field(default=20, description="Viewers of the live page at once, at most.")
+    jaeger_ui_url: HttpUrl | None = Field(
+        default=None,
+        description="The address that browsers have for Jaeger, for a link from each disconnect flow to its trace.",
+    )
     trust_clients: bool = Field(
         default=False,
         description="Whether to continue the traces that clients tell (traceparent), instead of linking to them.",
     )
     flows_kept: Count = Field(
-        default=50, description="Finished disconnect flows that stay in memory for the live view, at most."
+        default=200, description="Finished disconnect flows that stay in memory for the live page, at most."
     )
+
+    @property
+    def shows_live(self) -> bool:
+        """Whether there is a live page."""
+        if self.live is not None:
+            return self.live
+        host = self.host if self.pages_port is None else self.pages_host
+        return host in LOOPBACK and sys.stdout.isatty()
 
 
 class PartnerSettings(BaseSettings):

@@ -47,9 +47,9 @@ def view(
     return Panel(
         Group(numbers, Text(), *waterfalls(various(look.flows, flows))),
         title=title,
-        subtitle=Text(
-            f"{addresses.service}/metrics  {addresses.service}/docs  {addresses.partner}/records  Ctrl-C drains",
-            style="dim",
+        subtitle=Text.assemble(
+            (addresses.live, "bold"),
+            (f"  {addresses.service}/metrics  {addresses.partner}/records  Ctrl-C drains", "dim"),
         ),
         padding=(1, 2),
     )

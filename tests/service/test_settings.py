@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -58,6 +59,32 @@ def test_a_wrong_value_is_told_with_its_name_and_what_is_right(
     assert right in message
     assert "\n" not in message
     assert message.endswith(str(Settings.model_fields[name.lower()].description))
+
+
+@pytest.mark.parametrize(
+    ("told", "terminal", "shown"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"host": "0.0.0.0"}, True, False),
+        ({"host": "0.0.0.0", "pages_port": 9000}, True, True),
+        ({"pages_port": 9000, "pages_host": "0.0.0.0"}, True, False),
+        ({"live": True, "host": "0.0.0.0"}, False, True),
+        ({"live": False}, True, False),
+    ],
+)
+def test_the_live_page_is_on_in_development_and_off_otherwise(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], terminal: bool, shown: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert Settings.model_validate(told).shows_live is shown
+
+
+@pytest.mark.parametrize("path", ["/", "outlive/", "/outlive", "//", "/a b/", "/a/../b", "/ä?/"])
+def test_a_path_that_cannot_work_is_told(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("LIVE_PATH", path)
+    with pytest.raises(SettingsError, match=r"LIVE_PATH is .* not a path such as /outlive/"):
+        load_settings(Settings)
 
 
 def test_the_partner_is_told_by_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,13 @@
 """The last disconnect flows in memory: bounded, in order, and readable."""
 
-import asyncio
-import json
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, WebSocket
 from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.trace import set_span_in_context
-from prometheus_client import CollectorRegistry
 
-from outlive import Outlive
 from outlive.telemetry import flows
-from outlive.telemetry.flows import FlowBuffer, flows_page
+from outlive.telemetry.flows import FlowBuffer
 
 
 def tracer_of(buffer: FlowBuffer, name: str = "outlive") -> Any:
@@ -55,6 +50,16 @@ def test_a_flow_has_all_spans_of_its_trace_in_the_order_they_began() -> None:
     assert [span["parent_id"] for span in kept["spans"]] == [None, root, root]
 
 
+def test_a_flow_is_found_by_its_trace_while_it_is_kept() -> None:
+    buffer = FlowBuffer(kept=1)
+    flow(tracer_of(buffer), "disconnect /a", "save")
+    (first,) = buffer.latest(1)
+    assert buffer.find(first["trace_id"]) == first
+    flow(tracer_of(buffer), "disconnect /b")
+    assert buffer.find(first["trace_id"]) is None
+    assert buffer.finished == 2
+
+
 def test_an_unfinished_flow_is_not_told() -> None:
     buffer = FlowBuffer(kept=10)
     root = tracer_of(buffer).start_span("disconnect /a")
@@ -93,102 +98,3 @@ def test_the_unfinished_flows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     for root in roots:
         root.end()
     assert [kept["route"] for kept in buffer.latest(10)] == ["/4", "/3", "/2"]
-
-
-@pytest.fixture
-def page(run: Any, wire: Any) -> Any:
-    buffer = FlowBuffer(kept=100)
-    tracer = tracer_of(buffer)
-    for n in range(50):
-        flow(tracer, f"disconnect /{n}", "save")
-
-    def ask(query: bytes) -> list[dict[str, Any]]:
-        async def main() -> list[dict[str, Any]]:
-            connection = wire(flows_page(buffer), "http", "/flows", query=query)
-            await connection.handler
-            assert connection.status == 200
-            told = json.loads(connection.body)
-            assert set(told) == {"flows"}
-            return list(told["flows"])
-
-        return list(run(main()))
-
-    return ask
-
-
-@pytest.mark.parametrize(
-    ("query", "flows"),
-    [
-        (b"", 20),
-        (b"most=5", 5),
-        (b"most=0", 0),
-        (b"most=99999", 50),
-        (b"most=999999999999999999999999", 20),
-        (b"most=-1", 20),
-        (b"most=1e3", 20),
-        (b"most=", 20),
-        (b"most=%D9%A3", 20),
-        (b"most=%C2%B2", 20),
-        (b"most=%00", 20),
-        (b"most=%ff", 20),
-        (b"most=3&most=4", 4),
-        (b"most[]=3", 20),
-        (b"&&&=", 20),
-    ],
-)
-def test_the_page_bears_with_any_query(page: Any, query: bytes, flows: int) -> None:
-    assert len(page(query)) == flows
-
-
-def test_an_attribute_that_json_cannot_hold_spoils_nothing(run: Any, wire: Any) -> None:
-    buffer = FlowBuffer(kept=1)
-    tracer_of(buffer).start_span("disconnect /a", attributes={"ratio": float("nan")}).end()
-
-    async def main() -> None:
-        connection = wire(flows_page(buffer), "http", "/flows")
-        await connection.handler
-        assert connection.status == 200
-
-    run(main())
-
-
-def test_a_disconnect_on_the_page(run: Any, registry: CollectorRegistry, wire: Any, lifespan: Any) -> None:
-    buffer = FlowBuffer(kept=10)
-    provider = TracerProvider()
-    provider.add_span_processor(buffer)
-    outlive = Outlive(registry=registry, tracer_provider=provider, pages={"/flows": flows_page(buffer)})
-    app = FastAPI()
-    outlive.install(app)
-
-    @outlive.task(timeout=5.0)
-    async def save() -> None:
-        raise LookupError
-
-    @app.websocket("/rooms/{room}")
-    async def room(ws: WebSocket, room: str) -> None:
-        await ws.accept()
-        async for _ in ws.iter_text():
-            pass
-        save.submit()
-
-    async def main() -> None:
-        async with lifespan(app):
-            connection = wire(app, "websocket", "/rooms/a")
-            connection.put({"type": "websocket.disconnect", "code": 1000, "reason": ""})
-            await connection.handler
-            await asyncio.sleep(1)
-            page = wire(app, "http", "/flows")
-            await page.handler
-            (told,) = json.loads(page.body)["flows"]
-        assert (told["route"], told["transport"], told["cause"]) == (
-            "/rooms/{room}",
-            "websocket",
-            "client_closed",
-        )
-        root, run = told["spans"]
-        assert (root["name"], root["start"], root["error"]) == ("disconnect /rooms/{room}", 0, False)
-        assert (run["name"], run["error"]) == ("save", True)
-        assert run["parent_id"] == root["span_id"]
-        assert run["attributes"]["outlive.outcome"] == "failed"
-
-    run(main())

@@ -9,9 +9,6 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 MOST_OPEN = 10_000
 """So many unfinished flows are followed; of more, those that opened first are forgotten."""
@@ -28,6 +25,8 @@ class FlowBuffer(SpanProcessor):
     def __init__(self, kept: int) -> None:
         self._open: OrderedDict[int, list[ReadableSpan]] = OrderedDict()
         self._finished: deque[list[ReadableSpan]] = deque(maxlen=kept)
+        self.finished = 0
+        """How many flows have ended so far, also those that are kept no more."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if span.parent is None and _is_flow(span):
@@ -46,6 +45,7 @@ class FlowBuffer(SpanProcessor):
             # The root goes first whatever the order they ended in.
             spans.insert(0, span)
             self._finished.append(self._open.pop(context.trace_id))
+            self.finished += 1
         elif len(spans) < MOST_SPANS:
             spans.append(span)
 
@@ -53,16 +53,10 @@ class FlowBuffer(SpanProcessor):
         """Up to `most` flows, newest first, as plain data. Times are in seconds from the disconnect."""
         return [_flow(spans) for spans in islice(reversed(list(self._finished)), most)]
 
-
-def flows_page(buffer: FlowBuffer) -> ASGIApp:
-    """`GET ?most=N`: the last disconnect flows as JSON."""
-
-    async def page(scope: Scope, receive: Receive, send: Send) -> None:
-        most = Request(scope, receive).query_params.get("most", "20")
-        flows = buffer.latest(int(most) if most.isascii() and most.isdigit() and len(most) < 6 else 20)
-        await JSONResponse({"flows": flows})(scope, receive, send)
-
-    return page
+    def find(self, trace_id: str) -> dict[str, Any] | None:
+        """The flow with this trace id, if it is kept."""
+        kept = (spans for spans in list(self._finished) if _ids(spans[0])[0] == trace_id)
+        return next(map(_flow, kept), None)
 
 
 def _is_flow(span: ReadableSpan) -> bool:
