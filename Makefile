@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
 
-.PHONY: help demo test test-lowest test-python reliability tools lint types bench lock picture clean
+.PHONY: help demo test test-lowest test-python reliability tools page-tools page-lint lint types bench lock picture screenshots live-cost clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,7 +13,8 @@ help:
 	@echo "make test-lowest, make test-python PYTHON=python3.13    the unit tests elsewhere"
 	@echo "make reliability    overload, storms, faults and abuse in full size, and docs/reliability.md"
 	@echo "make tools   the programs that the tests of the stack run (needs Go)"
-	@echo "make lint    ruff"
+	@echo "make page-tools    what checks the live page (needs npm)"
+	@echo "make lint    ruff; make page-lint: types, format and tests of the live page's modules"
 	@echo "make types   mypy, strict"
 	@echo "make bench   (later: see CHANGELOG.md)"
 	@echo "make lock    renew requirements/ from pyproject.toml"
@@ -60,6 +61,15 @@ reliability: .venv/.dev
 tools:
 	tools/install
 
+# TypeScript's checker, Prettier and axe-core for the tests of the live page; needs npm.
+page-tools: tests/browser/node_modules/.package-lock.json
+tests/browser/node_modules/.package-lock.json: tests/browser/package.json
+	npm install --prefix tests/browser --no-package-lock --no-audit --no-fund --silent
+	@touch $@
+
+page-lint: .venv/.dev page-tools
+	OUTLIVE_REQUIRE_TOOLS=1 $(BIN)/pytest tests/browser/test_modules.py
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +86,13 @@ lock: .venv/.dev
 	$(COMPILE) pyproject.toml --extra service -o requirements/service.txt
 	$(COMPILE) --group build -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra service --extra dashboards --extra conformance --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
+
+# The pictures of the live page, and what it costs; see tools/.
+screenshots: .venv/.dev
+	$(BIN)/python tools/screenshots.py $(ARGS)
+
+live-cost: .venv/.dev
+	$(BIN)/python tools/live_cost.py $(ARGS)
 
 picture: .venv/.service
 	$(BIN)/outlive demo --seconds 12 --seed 7 --picture docs/demo.svg

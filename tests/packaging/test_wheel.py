@@ -62,6 +62,13 @@ def test_nothing_of_the_template_is_installed_along(python: Path) -> None:
     assert output(python, "-c", script).split() == []
 
 
+def test_the_live_page_is_packed_whole(python: Path) -> None:
+    packed = output(python, "-c", "from outlive.live.site import site; print(*dict(site()), sep='/')").strip()
+    static = ROOT / "src" / "outlive" / "live" / "static"
+    served = {file.name for file in static.iterdir()} - {"index.html", "package.json"}
+    assert set(packed.split("/")) == served | {""}
+
+
 def test_types_are_told(python: Path) -> None:
     path = output(python, "-c", "import outlive; print(outlive.__path__[0])").strip()
     assert (Path(path) / "py.typed").exists()
