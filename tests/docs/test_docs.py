@@ -53,6 +53,16 @@ def test_the_code_of_the_readme_runs() -> None:
     assert names["outlive"].counts.outcomes[Outcome.COMPLETED] == 1
 
 
+def test_the_code_of_the_live_page_s_doc_runs() -> None:
+    (block,) = python_blocks(ROOT / "docs" / "live-page.md")
+    names: dict[str, Any] = {}
+    exec(compile(block, "live-page.md", "exec"), names)
+    with TestClient(names["app"]) as client:
+        assert client.get("/outlive/").status_code == 200
+        assert client.get("/outlive/state").json()["state"] == "open"
+        assert client.get("/outlive/flows").json() == {"flows": []}
+
+
 def test_every_link_between_the_pages_leads_somewhere() -> None:
     pages = [README, ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
     for page in pages:
