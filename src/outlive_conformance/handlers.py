@@ -17,7 +17,8 @@ TICK = 0.05
 SOON = 0.4
 """After so many seconds a handler that ends by itself begins to end."""
 REQUEST_SECONDS = 1.5
-"""How long a plain request takes to be answered, when it isn't cut short."""
+LONG_REQUEST_SECONDS = 4.0
+"""How long a plain request takes to be answered; the long one leaves a busy machine time to find the client gone."""
 MUCH, MANY = "x" * 65_536, 64
 """A message, and a number of them, that fill the buffers of a client that doesn't read: some servers have no bound."""
 
@@ -148,6 +149,7 @@ async def pieces(end: End, enter: Callable[[], None], finish: Finish) -> AsyncGe
 
 async def answer(end: End) -> str:
     """What a plain request waits for."""
-    await asyncio.sleep(SOON * 1.5 if end.is_the_handlers else REQUEST_SECONDS)
+    seconds = LONG_REQUEST_SECONDS if end is End.ABORT else REQUEST_SECONDS
+    await asyncio.sleep(SOON * 1.5 if end.is_the_handlers else seconds)
     ended(end)
     return "done"
