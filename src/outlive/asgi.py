@@ -16,6 +16,7 @@ from outlive.observer import Observer
 from outlive.outcomes import Cause, ConnectionRejection, State, Transport
 from outlive.routes import route_template
 from outlive.runner import Runner
+from outlive.turnstile import Turnstile
 
 SWEEP_INTERVAL = 0.4
 """Seconds between two looks at all connections. A handler that hasn't been receiving from one to the next is watched for."""
@@ -70,6 +71,7 @@ class ConnectionMiddleware:
         self._max_connections = max_connections
         self._clean_context = Context()
         self._sweeping: asyncio.AbstractEventLoop | None = None
+        self._turnstile: Turnstile | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -89,7 +91,10 @@ class ConnectionMiddleware:
 
         self._before()
         loop = asyncio.get_running_loop()
-        channel = Channel(scope, receive, send, self._runner, self._observer, template, loop)
+        turnstile = self._turnstile
+        if turnstile is None or turnstile.loop is not loop:
+            turnstile = self._turnstile = Turnstile(loop)
+        channel = Channel(scope, receive, send, self._runner, self._observer, template, turnstile)
         connection = channel.connection
         token = connections.current.set(connection)
         self._runner.connection_opened()
@@ -155,17 +160,18 @@ class Channel:
         runner: Runner,
         observer: Observer,
         template: Template,
-        loop: asyncio.AbstractEventLoop,
+        turnstile: Turnstile,
     ) -> None:
         self._websocket = scope["type"] == "websocket"
         transport = Transport.WEBSOCKET if self._websocket else Transport.HTTP
-        self.connection = Connection(scope.get("method", "GET"), transport, observer, loop.time)
+        self.connection = Connection(scope.get("method", "GET"), transport, observer, turnstile.loop.time)
         self._receive = receive
         self._send = send
         self._runner = runner
         self._observer = observer
         self._template = template
-        self._loop = loop
+        self._turnstile = turnstile
+        self._loop = turnstile.loop
         self._identified = False
         self._status: int | None = None
         self._ended_at: float | None = None
@@ -195,6 +201,11 @@ class Channel:
         else:
             message = await self._receive_fresh()
         if message["type"].endswith(".disconnect"):
+            try:
+                await self._turnstile.go_through()
+            except BaseException:  # the server won't tell it a second time, but this does
+                self._kept.appendleft(message)
+                raise
             self._told = True
         return message
 

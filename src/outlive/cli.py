@@ -19,6 +19,7 @@ except ModuleNotFoundError as missing:  # the library without its extras
 
 if TYPE_CHECKING:
     from outlive_service.demo import Demo
+    from outlive_service.storm import Aftermath
 
 Named = TypeVar("Named")
 
@@ -192,9 +193,24 @@ def traffic(
     seed: Seed = None,
     seconds: Seconds = None,
     weight: Weights = None,
+    storm: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead: open so many WebSockets, and drop them all at the same moment."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --storm: print nothing but what came of it, as JSON.")
+    ] = False,
 ) -> None:
-    """Send clients that come, talk and vanish in every way."""
+    """Send clients that come, talk and vanish in every way.
+
+    With --storm the exit status is 0 only if everybody was let in and every run that is owed to those who have gone
+    has an outcome.
+    """
     from outlive_service.traffic import Traffic
+
+    if storm is not None:
+        break_storm(url, storm, as_json=as_json)
+        return
 
     async def run() -> None:
         people = Traffic(url, clients, seed, weights=read_weights(weight), remember=False)
@@ -212,6 +228,33 @@ def traffic(
         asyncio.run(run())
     except ValueError as error:
         fail(str(error))
+
+
+def break_storm(url: str, size: int, *, as_json: bool) -> None:
+    """Let one storm break over a service, and tell what came of it."""
+    import httpx
+
+    from outlive_service.descriptors import DescriptorsError
+    from outlive_service.storm import Storm
+
+    async def run() -> "Aftermath":
+        return await Storm(url, size).run()
+
+    try:
+        after = asyncio.run(run())
+    except (DescriptorsError, ValueError) as error:
+        fail(str(error))
+    except httpx.HTTPError as error:
+        fail(f"{url}/metrics doesn't answer ({type(error).__name__}); is the service running?", 1)
+    if as_json:
+        typer.echo(json.dumps(after.as_json()))
+    else:
+        for line in after.lines():
+            typer.echo(line)
+    for problem in after.errors:
+        typer.echo(f"wrong: {problem}", err=True)
+    if not after.accounted:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -32,6 +32,11 @@ class Counts:
     """Runs that have their outcome and still haven't ended."""
 
 
+GRACE_TURNS = 50
+"""So many turns of the event loop a cancelled run gets to end, beside the cancel grace: in a loop that is held up, time
+passes without anybody having had the chance."""
+
+
 class Runner:
     """Runs tasks outside of their callers.
 
@@ -356,7 +361,13 @@ class Runner:
         if run._stop is not None:
             run._stop()
 
-    def _give_up(self, run: Run[Any]) -> None:
+    def _give_up(self, run: Run[Any], turns: int = GRACE_TURNS) -> None:
+        if run.outcome is not None:
+            return
+        if turns:
+            assert self._loop is not None
+            self._loop.call_soon(self._give_up, run, turns - 1, context=self._clean_context)
+            return
         assert run._verdict is not None
         assert run._details is not None
         self._stuck.add(run)

@@ -80,6 +80,11 @@ class Counters:
     tail_p50: float | None = None
     tail_p99: float | None = None
 
+    @property
+    def open(self) -> int:
+        """How many runs have no outcome yet."""
+        return sum(self.submitted.values()) - sum(sum(ended.values()) for ended in self.runs.values())
+
     def told(self, task: str) -> int:
         """How many runs of this task ended with an outcome other than completed."""
         return sum(count for outcome, count in self.runs.get(task, {}).items() if outcome != "completed")

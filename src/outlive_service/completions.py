@@ -182,11 +182,15 @@ def completions_router(outlive: Outlive, settings: Settings) -> APIRouter:
     """Build the route of the completions and declare its tasks."""
     router = APIRouter()
 
-    @outlive.task(timeout=settings.save_timeout)
+    @outlive.task(
+        timeout=settings.save_timeout, max_wait=settings.max_wait, max_running=settings.database_pool
+    )
     async def save_answer(store: Store, answer: Answer) -> None:
         await store.save_answer(answer)
 
-    @outlive.task(timeout=settings.bill_timeout, max_running=settings.partner_max_running)
+    @outlive.task(
+        timeout=settings.bill_timeout, max_wait=settings.max_wait, max_running=settings.partner_max_running
+    )
     async def bill_tokens(store: Store, client: httpx.AsyncClient, answer: Answer, saved: Run[None]) -> None:
         # What isn't saved isn't billed.
         await saved

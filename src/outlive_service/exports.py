@@ -49,7 +49,9 @@ def exports_router(outlive: Outlive, settings: Settings) -> APIRouter:
     """Build the route of the exports and declare its task."""
     router = APIRouter()
 
-    @outlive.task(timeout=settings.release_timeout)
+    @outlive.task(
+        timeout=settings.release_timeout, max_wait=settings.max_wait, max_running=settings.database_pool
+    )
     async def release_export(store: Store, lease: Lease) -> None:
         await store.release_export(lease.id, lease.rows_sent)
 

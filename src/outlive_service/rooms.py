@@ -151,11 +151,15 @@ def rooms_router(outlive: Outlive, settings: Settings) -> APIRouter:
     # Weak: a room is gone with its last member and its last departure.
     rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()
 
-    @outlive.task(timeout=settings.save_timeout)
+    @outlive.task(
+        timeout=settings.save_timeout, max_wait=settings.max_wait, max_running=settings.database_pool
+    )
     async def save_transcript(store: Store, transcript: Transcript) -> None:
         await store.save_session(transcript)
 
-    @outlive.task(timeout=settings.notify_timeout, max_running=settings.partner_max_running)
+    @outlive.task(
+        timeout=settings.notify_timeout, max_wait=settings.max_wait, max_running=settings.partner_max_running
+    )
     async def notify_partner(client: httpx.AsyncClient, transcript: Transcript) -> None:
         response = await client.post(
             f"{settings.partner_url}/notices",
@@ -169,10 +173,15 @@ def rooms_router(outlive: Outlive, settings: Settings) -> APIRouter:
         )
         response.raise_for_status()
 
-    @outlive.task(timeout=settings.departure_grace + 1.0)
-    async def announce_departure(room: Room, user: str) -> None:
-        # Cancelled when the user comes back in time.
-        await asyncio.sleep(settings.departure_grace)
+    # The limit keeps those who only sleep from taking the slots of those who save.
+    @outlive.task(
+        timeout=settings.departure_grace + 1.0,
+        max_wait=settings.max_wait,
+        max_running=settings.departures_max_running,
+    )
+    async def announce_departure(room: Room, user: str, at: float) -> None:
+        # Cancelled when the user comes back in time. The time in line has passed for the grace too.
+        await asyncio.sleep(at - asyncio.get_running_loop().time())
         room.broadcast({"type": "left", "user": user})
 
     @router.websocket("/rooms/{room}")
@@ -195,7 +204,8 @@ def rooms_router(outlive: Outlive, settings: Settings) -> APIRouter:
             notify_partner.submit(client, transcript)
             # Another session of theirs may be here: two windows, or a new one before the old was found lost.
             if not place.has(user):
-                departure = announce_departure.submit(place, user)
+                at = asyncio.get_running_loop().time() + settings.departure_grace
+                departure = announce_departure.submit(place, user, at)
                 if departure.outcome is Outcome.REJECTED:
                     place.broadcast({"type": "left", "user": user})
                 else:

@@ -150,7 +150,12 @@ class Settings(BaseSettings):
         " answered 503. Each needs a file descriptor (ulimit -n).",
     )
 
-    # The time-out of each task.
+    # How long the runs of each task wait and execute.
+    max_wait: Seconds = Field(
+        default=60.0,
+        description="Seconds that a run which saves, tells or charges waits for its slot, at most: time to work"
+        " off what thousands leave behind who go at once.",
+    )
     save_timeout: Seconds = Field(
         default=10.0,
         description="Seconds for save_transcript and save_answer, each; more than SQLite's 4 s for a lock.",
@@ -167,6 +172,11 @@ class Settings(BaseSettings):
     departure_grace: Pause = Field(
         default=3.0,
         description="Seconds that a user has to come back before the room is told that they left.",
+    )
+    departures_max_running: Count = Field(
+        default=100,
+        description="Departures that wait for a user's return in a slot of their own, at most; of more, the"
+        " time in line counts.",
     )
     room_max_members: Count = Field(default=1_000, description="Sessions in one room, at most.")
     room_max_lines: Count = Field(
@@ -226,7 +236,10 @@ class Settings(BaseSettings):
         description="The database: sqlite:///file or postgresql://user:password@host/name.",
         repr=False,
     )
-    database_pool: Count = Field(default=5, description="Connections to the database, at most.")
+    database_pool: Count = Field(
+        default=5,
+        description="Connections to the database, at most, and so runs of each task that saves which execute at once.",
+    )
 
     # Telemetry.
     log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(_lower)] = Field(

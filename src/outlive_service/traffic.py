@@ -159,6 +159,7 @@ class Seat:
 
     def abort(self) -> None:
         """Drop the transport, with no close frame."""
+        self.ending = "aborted" if self._websocket.state is State.OPEN else "server"
         self._websocket.transport.abort()
 
     async def fall_silent(self, seconds: float) -> None:
