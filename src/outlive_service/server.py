@@ -12,6 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from outlive import Outlive
+from outlive_service.descriptors import raise_limit
+from outlive_service.garbage import Garbage
 from outlive_service.handshakes import DeniedHandshakes, bounded_requests
 
 logger = logging.getLogger("outlive_service")
@@ -79,6 +81,7 @@ class DrainingServer(uvicorn.Server):
         self._pages = pages
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False
+        self._garbage = Garbage()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and tell where: the port may have been left to the system to choose."""
@@ -106,6 +109,14 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
         if self._pages is not None:
             await self._pages.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        """What uvicorn does ten times a second, and every second a look at the garbage."""
+        if counter % 10 == 0:
+            counts = None if self._outlive is None else self._outlive.counts
+            at_rest = counts is None or not (counts.running or counts.pending)
+            self._garbage.look(len(self.server_state.connections), at_rest=at_rest)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn red, and stop when the delay is over."""
@@ -160,6 +171,7 @@ def serve(
         ws_max_size=ws_max_size,
         **options,
     )
+    raise_limit()
     outlive: Outlive | None = getattr(app.state, "outlive", None)
     pages_server = None
     if outlive is not None and pages is not None:

@@ -2,12 +2,12 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiosqlite
 from sqlalchemy import (
@@ -16,12 +16,14 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Dialect,
+    Engine,
     Enum,
     ForeignKey,
     Index,
     String,
     Text,
     TypeDecorator,
+    create_engine,
     event,
     func,
     insert,
@@ -33,6 +35,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+R = TypeVar("R")
 
 BUSY_TIMEOUT = 4.0
 """Seconds that SQLite waits for a lock of another process. Below the time-out of every task that saves."""
@@ -244,6 +248,51 @@ class UsedAnswer:
     at: datetime
 
 
+def _prepare_sqlite(engine: Engine, begin: str) -> None:
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        # Transactions begin as the listener below says, not as the driver guesses from the statement.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
+        # With WAL this outlives a crash of the process; only a power cut can take the last commits.
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+class _SQLiteWriter:
+    """The one writer that SQLite has at a time: a thread of its own, in which a transaction is one piece.
+
+    An asyncio driver goes from the event loop to its thread and back at each statement. On a busy loop each way
+    takes as long as everything else that is ready, and meanwhile the others wait for the writer's lock.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite writer")
+        self._engine = create_engine(url.set(drivername="sqlite+pysqlite"), hide_parameters=True)
+        # One that turns from reader to writer can fail at once; one that begins as writer waits.
+        _prepare_sqlite(self._engine, "BEGIN IMMEDIATE")
+
+    async def write(self, work: Callable[[Connection], R]) -> R:
+        """Do the work in a transaction. Cancelled in line, it isn't begun; later, it ends by itself."""
+
+        def transaction() -> R:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+
+    async def close(self) -> None:
+        """End the thread, with what it has begun."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        self._thread.shutdown(wait=False)
+
+
 class Store:
     """The database behind the service.
 
@@ -262,31 +311,36 @@ class Store:
         self._pool = pool
         self._engine: AsyncEngine
         self._reads: async_sessionmaker[AsyncSession]
-        self._writes: async_sessionmaker[AsyncSession]
         self._writing: asyncio.Semaphore
+        self._sqlite_writer: _SQLiteWriter | None = None
 
     async def create(self) -> Self:
         """Connect, and create the tables where they are missing.
 
         Safe when several processes start at once.
         """
-        # SQLite has one writer at a time; others would wait for its lock, holding connections that readers need.
-        self._writing = asyncio.Semaphore(1 if self._is_sqlite else self._pool)
-        self._engine = self._sqlite() if self._is_sqlite else self._postgresql()
+        self._writing = asyncio.Semaphore(self._pool)
         if self._is_sqlite:
+            self._engine = self._sqlite()
             await self._turn_to_wal()
-        writer = self._engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+            self._sqlite_writer = _SQLiteWriter(self._url)
+        else:
+            self._engine = self._postgresql()
         self._reads = async_sessionmaker(self._engine, expire_on_commit=False)
-        self._writes = async_sessionmaker(writer, expire_on_commit=False)
-        async with writer.begin() as connection:
+
+        def create(connection: Connection) -> None:
             if not self._is_sqlite:
                 # CREATE TABLE IF NOT EXISTS of two transactions at once fails in PostgreSQL's catalogue.
-                await connection.execute(select(func.pg_advisory_xact_lock(SCHEMA_LOCK)))
-            await connection.run_sync(Base.metadata.create_all)
+                connection.execute(select(func.pg_advisory_xact_lock(SCHEMA_LOCK)))
+            Base.metadata.create_all(connection)
+
+        await self._write(create)
         return self
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._sqlite_writer is not None:
+            await self._sqlite_writer.close()
         await self._engine.dispose()
 
     @property
@@ -304,22 +358,7 @@ class Store:
             hide_parameters=True,
         )
 
-        @event.listens_for(engine.sync_engine, "connect")
-        def prepare(connection: Any, _record: object) -> None:
-            # Transactions begin as the listener below says, not as the driver guesses from the statement.
-            connection.isolation_level = None
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
-            # With WAL this outlives a crash of the process; only a power cut can take the last commits.
-            cursor.execute("PRAGMA synchronous = NORMAL")
-            cursor.execute("PRAGMA foreign_keys = ON")
-            cursor.close()
-
-        @event.listens_for(engine.sync_engine, "begin")
-        def begin(connection: Connection) -> None:
-            # One that turns from reader to writer can fail at once; one that begins as writer waits.
-            connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
-
+        _prepare_sqlite(engine.sync_engine, "BEGIN")
         return engine
 
     async def _turn_to_wal(self) -> None:
@@ -350,10 +389,12 @@ class Store:
             connect_args={"timeout": 10, "command_timeout": 30},
         )
 
-    @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncSession]:
-        async with self._writing, self._writes() as session, session.begin():
-            yield session
+    async def _write(self, work: Callable[[Connection], R]) -> R:
+        """Do the work in a transaction: all or nothing."""
+        if self._sqlite_writer is not None:
+            return await self._sqlite_writer.write(work)
+        async with self._writing, self._engine.begin() as connection:
+            return await connection.run_sync(work)
 
     async def save_session(self, transcript: Transcript) -> None:
         """Save a session and its lines, all or nothing.
@@ -361,8 +402,9 @@ class Store:
         Raises:
             IntegrityError: it was saved before.
         """
-        async with self._write() as session:
-            await session.execute(
+
+        def save(connection: Connection) -> None:
+            connection.execute(
                 insert(SessionRow).values(
                     id=transcript.session,
                     room=storable(transcript.room),
@@ -372,7 +414,7 @@ class Store:
                 )
             )
             if transcript.lines:
-                await session.execute(
+                connection.execute(
                     insert(LineRow),
                     [
                         {"session_id": transcript.session, "n": n, "text": storable(line)}
@@ -380,24 +422,24 @@ class Store:
                     ],
                 )
 
+        await self._write(save)
+
     async def save_answer(self, answer: Answer) -> None:
         """Save an answer as far as it came; its bill is due.
 
         Raises:
             IntegrityError: it was saved before.
         """
-        async with self._write() as session:
-            await session.execute(
-                insert(AnswerRow).values(
-                    id=answer.id,
-                    user=storable(answer.user),
-                    text=storable("".join(answer.tokens)),
-                    tokens=len(answer.tokens),
-                    finished=answer.finished,
-                    bill=Bill.DUE,
-                    started_at=answer.started_at,
-                )
-            )
+        row = insert(AnswerRow).values(
+            id=answer.id,
+            user=storable(answer.user),
+            text=storable("".join(answer.tokens)),
+            tokens=len(answer.tokens),
+            finished=answer.finished,
+            bill=Bill.DUE,
+            started_at=answer.started_at,
+        )
+        await self._write(lambda connection: connection.execute(row))
 
     async def mark_charged(self, answer_id: str) -> None:
         """Note that an answer's tokens have been paid for.
@@ -405,15 +447,14 @@ class Store:
         Raises:
             LookupError: no such answer is due.
         """
-        async with self._write() as session:
-            charged = await session.execute(
-                update(AnswerRow)
-                .where(AnswerRow.id == answer_id, AnswerRow.bill == Bill.DUE)
-                .values(bill=Bill.CHARGED)
-                .returning(AnswerRow.id)
-            )
-            if charged.one_or_none() is None:
-                raise LookupError(f"answer {answer_id} is unknown or was charged before")
+        due = (
+            update(AnswerRow)
+            .where(AnswerRow.id == answer_id, AnswerRow.bill == Bill.DUE)
+            .values(bill=Bill.CHARGED)
+            .returning(AnswerRow.id)
+        )
+        if await self._write(lambda connection: connection.execute(due).one_or_none()) is None:
+            raise LookupError(f"answer {answer_id} is unknown or was charged before")
 
     async def open_export(self, export_id: str, user: str) -> None:
         """Open the lease of an export.
@@ -421,21 +462,18 @@ class Store:
         Raises:
             IntegrityError: it was opened before.
         """
-        async with self._write() as session:
-            await session.execute(
-                insert(ExportRow).values(id=export_id, user=storable(user), started_at=now(), rows_sent=0)
-            )
+        lease = insert(ExportRow).values(id=export_id, user=storable(user), started_at=now(), rows_sent=0)
+        await self._write(lambda connection: connection.execute(lease))
 
     async def release_export(self, export_id: str, rows_sent: int) -> bool:
         """Close the lease of an export. Tell whether there was an open one."""
-        async with self._write() as session:
-            released = await session.execute(
-                update(ExportRow)
-                .where(ExportRow.id == export_id, ExportRow.released_at.is_(None))
-                .values(rows_sent=rows_sent, released_at=now())
-                .returning(ExportRow.id)
-            )
-            return released.one_or_none() is not None
+        lease = (
+            update(ExportRow)
+            .where(ExportRow.id == export_id, ExportRow.released_at.is_(None))
+            .values(rows_sent=rows_sent, released_at=now())
+            .returning(ExportRow.id)
+        )
+        return await self._write(lambda connection: connection.execute(lease).one_or_none()) is not None
 
     async def used_lines(self, user: str, after: UsedLine | None, limit: int) -> list[UsedLine]:
         """The page of a user's lines that follows `after`, of at most `limit` rows."""
