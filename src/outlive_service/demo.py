@@ -176,7 +176,9 @@ class Demo:
         self.traffic: Traffic
         self.addresses: Addresses
         self.service: Process
+        self.partner: Process
         self.database_url: str
+        self.stopped: dict[str, Any] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -189,7 +191,7 @@ class Demo:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outlive-demo-")))
             seed = {} if self._seed is None else {"PARTNER_SEED": str(self._seed)}
             partner_environment = {**PARTNER, **seed, **self._partner_settings}
-            partner = await Process.start(
+            self.partner = partner = await Process.start(
                 "partner", "PARTNER_PORT", PARTNER_PORT, partner_environment, folder / "partner.log"
             )
             stack.push_async_callback(partner.stop)
@@ -232,6 +234,7 @@ class Demo:
             raise DemoError(
                 f"the service ended without an account; its last words:\n{last_words(self.service.log)}"
             )
+        self.stopped = last_event(self.service.log, "stopped") or {}
         counters = read_counters(final.read_text())
         async with httpx.AsyncClient() as client:
             records = (await client.get(f"{partner_url}/records", timeout=30.0)).json()

@@ -5,6 +5,8 @@ It can be made slow, failing or hanging, and keeps its own record of what reache
 
 import asyncio
 import json
+import socket
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,13 +21,17 @@ from fastapi.responses import StreamingResponse
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
+from starlette.types import Receive, Scope, Send
 
 from outlive.telemetry.setup import set_up_logging, set_up_tracing
 from outlive_service.settings import PartnerSettings, Pause, Rate
 
 WORDS = ("work", "that", "was", "asked", "for", "must", "not", "die", "when", "its", "caller", "leaves")
+TRANSPORT = "outlive_service.transport"
+TURNS_TO_READ_ON = 5
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
-Fault = Literal["error", "hang"]
+Fault = Literal["error", "hang", "reset"]
 Key = Annotated[str, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
@@ -60,6 +66,7 @@ class Faults(BaseModel, extra="forbid"):
     latency: Pause = 0.0
     error_rate: Rate = 0.0
     hang_rate: Rate = 0.0
+    reset_rate: Rate = 0.0
 
 
 class CompletionFaults(Faults):
@@ -124,16 +131,19 @@ class Partner:
                 latency=settings.notices_latency,
                 error_rate=settings.notices_error_rate,
                 hang_rate=settings.notices_hang_rate,
+                reset_rate=settings.notices_reset_rate,
             ),
             charges=Faults(
                 latency=settings.charges_latency,
                 error_rate=settings.charges_error_rate,
                 hang_rate=settings.charges_hang_rate,
+                reset_rate=settings.charges_reset_rate,
             ),
             completions=CompletionFaults(
                 latency=settings.completions_latency,
                 error_rate=settings.completions_error_rate,
                 hang_rate=settings.completions_hang_rate,
+                reset_rate=settings.completions_reset_rate,
                 token_interval=settings.token_interval,
             ),
         )
@@ -150,9 +160,16 @@ class Partner:
                 507, f"the record is full: PARTNER_MAX_RECORDS is {self.settings.max_records}"
             )
         drawn = self._random.random()
-        if drawn < faults.error_rate:
-            return Attempt(key, "error")
-        return Attempt(key, "hang" if drawn < faults.error_rate + faults.hang_rate else None)
+        rates: dict[Fault, float] = {
+            "error": faults.error_rate,
+            "hang": faults.hang_rate,
+            "reset": faults.reset_rate,
+        }
+        for fault, rate in rates.items():
+            if drawn < rate:
+                return Attempt(key, fault)
+            drawn -= rate
+        return Attempt(key, None)
 
     async def suffer(self, request: Request, attempt: Attempt, faults: Faults) -> None:
         """Wait and fail as drawn. Whoever runs out of patience during the latency has met a hang.
@@ -167,17 +184,42 @@ class Partner:
         except TimeoutError:
             if hangs:
                 raise HTTPException(504, "injected hang") from None
+            # Of what came while this process was held up, the request is read first, and its caller's end turns later.
+            for _ in range(TURNS_TO_READ_ON):
+                await asyncio.sleep(0)
+            left = await request.is_disconnected()
         else:
+            left = True
+        if left:
             attempt.fault = "hang"
             raise HTTPException(499, "the caller has left")
         if attempt.fault == "error":
             raise HTTPException(503, "injected error")
+        if attempt.fault == "reset":
+            reset(request)
+            raise HTTPException(499, "injected reset")
 
 
 async def departed(request: Request) -> None:
     """Return when the caller has left. The body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def reset(request: Request) -> None:
+    """End the caller's connection by a TCP reset, as a crashed or restarted machine does."""
+    transport: asyncio.Transport = request.scope[TRANSPORT]
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    transport.abort()
+
+
+class PartnerApp(FastAPI):
+    """An app whose handlers can get at the connection itself, which ASGI has no word for."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note the transport, which uvicorn's receive belongs to, before anybody wraps that."""
+        scope[TRANSPORT] = getattr(getattr(receive, "__self__", None), "transport", None)
+        await super().__call__(scope, receive, send)
 
 
 async def generate(generation: Generation, tokens: int, interval: float) -> AsyncIterator[str]:
@@ -214,7 +256,7 @@ def create_partner(
     partner = Partner(settings or PartnerSettings())
     records = partner.records
     attempts: Counter[str] = Counter()
-    app = FastAPI(title="Outlive's partner", max_body_size=1_000_000)
+    app = PartnerApp(title="Outlive's partner", max_body_size=1_000_000)
 
     @app.post("/notices")
     async def notice(request: Request, notice: Notice, key: Key) -> dict[str, str]:  # noqa: ARG001 - checked only

@@ -118,6 +118,12 @@ class DrainingServer(uvicorn.Server):
             self._garbage.look(len(self.server_state.connections), at_rest=at_rest)
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, and tell which tasks are still there: there should be none."""
+        await super().shutdown(sockets)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        logger.info("stopped", extra={"tasks_left": sorted(task.get_name() for task in left)})
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn red, and stop when the delay is over."""
         if self._loop is None or self._signalled:

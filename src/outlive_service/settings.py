@@ -307,12 +307,21 @@ class PartnerSettings(BaseSettings):
     )
     completions_error_rate: Rate = Field(default=0.0, description="Share of completions that fail, 0 to 1.")
     completions_hang_rate: Rate = Field(default=0.0, description="Share of completions that hang, 0 to 1.")
+    completions_reset_rate: Rate = Field(
+        default=0.0, description="Share of completions that end by a TCP reset, 0 to 1."
+    )
     notices_latency: Pause = Field(default=0.0, description="Seconds before a notice is answered.")
     notices_error_rate: Rate = Field(default=0.0, description="Share of notices that fail, 0 to 1.")
     notices_hang_rate: Rate = Field(default=0.0, description="Share of notices that hang, 0 to 1.")
+    notices_reset_rate: Rate = Field(
+        default=0.0, description="Share of notices that end by a TCP reset, 0 to 1."
+    )
     charges_latency: Pause = Field(default=0.0, description="Seconds before a charge is answered.")
     charges_error_rate: Rate = Field(default=0.0, description="Share of charges that fail, 0 to 1.")
     charges_hang_rate: Rate = Field(default=0.0, description="Share of charges that hang, 0 to 1.")
+    charges_reset_rate: Rate = Field(
+        default=0.0, description="Share of charges that end by a TCP reset, 0 to 1."
+    )
 
 
 def load_settings(kind: type[S]) -> S:

@@ -88,9 +88,15 @@ async def test_errors_come_as_often_as_planned_and_repeatably() -> None:
 async def test_faults_are_read_and_replaced_as_a_whole() -> None:
     async with client_of(notices_error_rate=0.25, token_interval=0.5) as client:
         assert (await client.get("/faults")).json() == {
-            "notices": {"latency": 0.0, "error_rate": 0.25, "hang_rate": 0.0},
-            "charges": {"latency": 0.0, "error_rate": 0.0, "hang_rate": 0.0},
-            "completions": {"latency": 0.0, "error_rate": 0.0, "hang_rate": 0.0, "token_interval": 0.5},
+            "notices": {"latency": 0.0, "error_rate": 0.25, "hang_rate": 0.0, "reset_rate": 0.0},
+            "charges": {"latency": 0.0, "error_rate": 0.0, "hang_rate": 0.0, "reset_rate": 0.0},
+            "completions": {
+                "latency": 0.0,
+                "error_rate": 0.0,
+                "hang_rate": 0.0,
+                "reset_rate": 0.0,
+                "token_interval": 0.5,
+            },
         }
         await client.put("/faults", json={"charges": {"error_rate": 1}})
         assert (await client.post("/notices", json=NOTICE, headers=key("s1"))).status_code == 200
@@ -172,3 +178,18 @@ async def test_a_caller_that_leaves_a_hang_is_not_charged(served: httpx.AsyncCli
     await served.put("/faults", json={})
     assert (await served.post("/charges", json=CHARGE, headers=key("c1"))).json() == {"charged": 3}
     assert (await records(served))["charges"] == {"c1": {"tokens": 3, "attempts": 3}}
+
+
+async def test_an_injected_reset_is_one_on_the_wire(served: httpx.AsyncClient) -> None:
+    await served.put("/faults", json={"charges": {"reset_rate": 1}})
+    with pytest.raises(httpx.ReadError) as caught:
+        await served.post("/charges", json=CHARGE, headers=key("c1"))
+    errors = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        errors.append(error)
+        error = error.__cause__ or error.__context__
+    assert any(isinstance(error, ConnectionResetError) for error in errors), errors
+    noted = await records(served)
+    assert noted["charge_attempts"] == [{"key": "c1", "fault": "reset"}]
+    assert noted["charges"] == {}
