@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from outlive_service.account import (
 from outlive_service.store import Bill, Store, Transcript
 from outlive_service.traffic import Traffic
 
+SERVICE_COMMAND = ("-m", "outlive", "serve")
+PARTNER_COMMAND = ("-m", "outlive", "partner")
 SERVICE_PORT = 8000
 PARTNER_PORT = 8001
 START_TIMEOUT = 30.0
@@ -93,9 +95,14 @@ class Process:
 
     @classmethod
     async def start(
-        cls, command: str, port_variable: str, wanted_port: int, environment: Mapping[str, str], log: Path
+        cls,
+        command: Sequence[str],
+        port_variable: str,
+        wanted_port: int,
+        environment: Mapping[str, str],
+        log: Path,
     ) -> "Process":
-        """Start `outlive COMMAND` on the wanted port, or on any other if that one is taken.
+        """Start `python COMMAND` on the wanted port, or on any other if that one is taken.
 
         Raises:
             DemoError: it ended, or didn't listen in time.
@@ -105,9 +112,7 @@ class Process:
             with log.open("wb") as output:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
-                    "-m",
-                    "outlive",
-                    command,
+                    *command,
                     env={**os.environ, **environment, port_variable: str(port)},
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
@@ -124,7 +129,7 @@ class Process:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        raise DemoError(f"`outlive {command}` didn't start; its last words:\n{last_words(log)}")
+        raise DemoError(f"`python {' '.join(command)}` didn't start; its last words:\n{last_words(log)}")
 
     @property
     def running(self) -> bool:
@@ -154,6 +159,8 @@ class Demo:
         weights: how often a behaviour is chosen, for those named.
         service, partner: further settings of the two, by environment variable.
         pace: scales the pauses that people make.
+        command: what Python is to run as the service.
+        folder: where the logs and the database are to be, and stay; by default they go with the demo.
     """
 
     def __init__(
@@ -165,8 +172,12 @@ class Demo:
         service: Mapping[str, str] | None = None,
         partner: Mapping[str, str] | None = None,
         pace: float = 1.0,
+        command: Sequence[str] = SERVICE_COMMAND,
+        folder: Path | None = None,
     ) -> None:
         self._clients = clients
+        self._command = command
+        self._folder = folder
         self._seed = seed
         self._weights = weights
         self._settings = service or {}
@@ -188,11 +199,13 @@ class Demo:
             DemoError: something could not be started or stopped.
         """
         async with AsyncExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outlive-demo-")))
+            folder = self._folder or Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="outlive-demo-"))
+            )
             seed = {} if self._seed is None else {"PARTNER_SEED": str(self._seed)}
             partner_environment = {**PARTNER, **seed, **self._partner_settings}
             self.partner = partner = await Process.start(
-                "partner", "PARTNER_PORT", PARTNER_PORT, partner_environment, folder / "partner.log"
+                PARTNER_COMMAND, "PARTNER_PORT", PARTNER_PORT, partner_environment, folder / "partner.log"
             )
             stack.push_async_callback(partner.stop)
             environment = {
@@ -206,7 +219,7 @@ class Demo:
             self.database_url = environment["DATABASE_URL"]
             await self._fill()
             self.service = await Process.start(
-                "serve", "PORT", SERVICE_PORT, environment, folder / "service.log"
+                self._command, "PORT", SERVICE_PORT, environment, folder / "service.log"
             )
             stack.push_async_callback(self.service.stop)
             self.addresses = Addresses(self.service.url, partner.url, self.service.pid)

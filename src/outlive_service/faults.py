@@ -51,11 +51,13 @@ async def database_is_locked(demo: Demo, *, at_a_time: float = LOCKED) -> AsyncI
     async def lock_and_let_go() -> None:
         with closing(sqlite3.connect(file, isolation_level=None, timeout=0.0)) as other:
             while True:
+                pause = 0.01
                 with suppress(sqlite3.OperationalError):  # the service is writing just now
                     other.execute("BEGIN IMMEDIATE")
                     await asyncio.sleep(at_a_time)
                     other.execute("ROLLBACK")
-                await asyncio.sleep(at_a_time / 10)
+                    pause = at_a_time / 10
+                await asyncio.sleep(pause)
 
     locking = asyncio.create_task(lock_and_let_go())
     try:

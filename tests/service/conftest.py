@@ -1,10 +1,6 @@
 """A real PostgreSQL, real servers: what the tests of the service stand on."""
 
 import asyncio
-import os
-import shutil
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from postgresql import PostgreSQL
 from prometheus_client import CollectorRegistry
 
 from outlive import Outcome
@@ -32,45 +29,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def postgresql_programs() -> Path | None:
-    """Debian keeps the server's programs out of the path, a folder for each version."""
-    if found := shutil.which("initdb"):
-        return Path(found).parent
-    versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    return max((path.parent for path in versions), key=lambda path: int(path.parent.name), default=None)
-
-
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The folder of the socket of a PostgreSQL server of our own."""
-    programs = postgresql_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's server programs are not installed (Debian: apt install postgresql)")
-    # The server refuses to run as root.
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    # Not tmp_path: the path of a socket has at most 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="outlive-pg-", dir="/tmp"))
-    if user:
-        shutil.chown(folder, "postgres")
-    data = str(folder / "data")
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [*user, str(programs / program), *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL
-        )
-
-    try:
-        run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
-        run(
-            "pg_ctl", "-D", data, "-w", "-l", str(folder / "log"),
-            "-o", f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=60", "start",
-        )  # fmt: skip
-        try:
-            yield str(folder)
-        finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+    with PostgreSQL() as server:
+        yield str(server.folder)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
