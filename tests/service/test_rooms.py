@@ -104,6 +104,19 @@ async def test_nobody_is_told_of_a_user_who_comes_back_in_time(service: Any) -> 
                 assert await receive(cid, "line") == line
 
 
+async def test_the_time_in_line_counts_for_a_departure(service: Any) -> None:
+    service.start(departure_grace=1.0, departures_max_running=1)
+    for user in ("ann", "bob", "cid", "dan"):
+        async with connect(address(service, user, user)) as ws:
+            await receive(ws, "welcome")
+    await service.ended(announce_departure=4)
+    assert service.runs("announce_departure") == {"completed": 4}
+    labels = {"task": "announce_departure", "outcome": "completed"}
+    executing = service.registry.get_sample_value("outlive_run_duration_seconds_sum", labels)
+    # Those behind the first found that their time had come; before, each had slept for a second of its own.
+    assert executing < 2.5
+
+
 async def test_a_user_with_two_windows_leaves_with_the_last(service: Any) -> None:
     service.start(departure_grace=0)
     async with connect(address(service, "ann")) as ann:
