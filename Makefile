@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
 
-.PHONY: help demo test test-lowest test-python reliability tools page-tools page-lint lint types bench lock picture screenshots live-cost clean
+.PHONY: help demo test test-lowest test-python reliability soak tools page-tools page-lint lint types bench lock picture screenshots live-cost clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test    the whole suite"
 	@echo "make test-lowest, make test-python PYTHON=python3.13    the unit tests elsewhere"
 	@echo "make reliability    overload, storms, faults and abuse in full size, and docs/reliability.md"
+	@echo "make soak    mixed traffic and faults for SECONDS (20 minutes), and what must not grow"
 	@echo "make tools   the programs that the tests of the stack run (needs Go)"
 	@echo "make page-tools    what checks the live page (needs npm)"
 	@echo "make lint    ruff; make page-lint: types, format and tests of the live page's modules"
@@ -56,6 +57,11 @@ test-python: .venv/.dev
 # One after the other, since they would only measure each other.
 reliability: .venv/.dev
 	$(BIN)/pytest tests/reliability --report docs/reliability.md $(ARGS)
+
+# Its result is a part of docs/reliability.md from the next `make reliability` on.
+SECONDS ?= 1200
+soak: .venv/.service
+	$(BIN)/python -m outlive_service.soak --seconds $(SECONDS) --out docs/soak.json $(ARGS)
 
 # The real Collector, Jaeger, Prometheus and linters for the tests of the stack; needs Go, and minutes the first time.
 tools:

@@ -63,6 +63,22 @@ class Soak:
         )
 
 
+def read(file: Path) -> Soak:
+    """What `--out` has written."""
+    kept = json.loads(file.read_text())
+    return Soak(**{**kept, "samples": [Sample(**each) for each in kept["samples"]]})
+
+
+def verdict(seen: Soak) -> str:
+    """The account of a soak in one line."""
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in seen.account["outcomes"].items())
+    return (
+        f"{seen.seconds:,.0f} s, {sum(seen.faults.values())} faults of {len(seen.faults)} kinds: "
+        f"{seen.account['submitted']:,} runs ({outcomes}), {seen.account['lost']} lost, "
+        f"{seen.account['doubled']} doubled, {len(seen.tasks_left)} tasks left at the end"
+    )
+
+
 def sample(pid: int, metrics: str, seconds: float, fault: str) -> Sample:
     """Look at a process of this machine."""
     status = dict(
@@ -170,13 +186,12 @@ def main(
         typer.echo(line)
     if out is not None:
         out.write_text(json.dumps(asdict(seen), indent=1) + "\n")
-    outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in seen.account["outcomes"].items())
-    typer.echo(f"{seen.account['submitted']:,} runs: {outcomes}; lost {seen.account['lost']}")
+    typer.echo(verdict(seen))
     for problem in seen.problems:
         typer.echo(f"wrong: {problem}", err=True)
     if seen.problems:
         raise typer.Exit(1)
-    typer.echo("memory, descriptors and threads are flat, no task is left, and every run has its outcome")
+    typer.echo("memory, descriptors and threads are flat, no task is left, and every run has one outcome")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from outlive_service.soak import read, table, verdict
+
+SOAK = Path(__file__).parents[2] / "docs" / "soak.json"
 GROUPS = {
     "overload": "Overload",
     "storm": "Storm",
@@ -81,6 +84,12 @@ class Rows:
                     *(f"| {row.what} | {row.seen} | {row.passed} |" for row in rows),
                 ]
                 parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
+        if SOAK.exists():
+            seen = read(SOAK)
+            parts.append(
+                f"### The long one\n\n`make soak`, as it ended last: {verdict(seen)}. Memory, descriptors and threads are the "
+                "service's.\n\n" + "\n".join(f"    {line}" for line in table(seen)) + "\n"
+            )
         self.report.write_text("\n".join(parts))
 
 
