@@ -157,7 +157,7 @@ def problems(seen: Soak) -> Iterator[str]:
             yield f"{what} grew from {before:g} in the second third of the time to {after:g} in the last"
 
 
-def table(seen: Soak) -> Iterator[str]:
+def over_time(seen: Soak) -> Iterator[str]:
     """The samples, at most `ROWS` of them, for a person."""
     yield "   s  fault                 MB  descriptors  threads  connections  running  pending    runs"
     every = max(1, len(seen.samples) // ROWS)
@@ -182,7 +182,7 @@ def main(
     except DemoError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    for line in table(seen):
+    for line in over_time(seen):
         typer.echo(line)
     if out is not None:
         out.write_text(json.dumps(asdict(seen), indent=1) + "\n")

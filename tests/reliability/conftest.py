@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outlive_service.soak import read, table, verdict
+from outlive_service.soak import over_time, read, verdict
 
 SOAK = Path(__file__).parents[2] / "docs" / "soak.json"
 GROUPS = {
@@ -88,7 +88,7 @@ class Rows:
             seen = read(SOAK)
             parts.append(
                 f"### The long one\n\n`make soak`, as it ended last: {verdict(seen)}. Memory, descriptors and threads are the "
-                "service's.\n\n" + "\n".join(f"    {line}" for line in table(seen)) + "\n"
+                "service's.\n\n" + "\n".join(f"    {line}" for line in over_time(seen)) + "\n"
             )
         self.report.write_text("\n".join(parts))
 

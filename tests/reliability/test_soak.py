@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from outlive_service.faults import FAULTS
-from outlive_service.soak import soak, table, verdict
+from outlive_service.soak import over_time, soak, verdict
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory and descriptors are read from /proc")
@@ -20,7 +20,7 @@ def test_a_short_soak(result: Callable[[str], None]) -> None:
     assert set(seen.faults) == set(FAULTS)
     assert seen.account["lost"] == seen.account["doubled"] == 0
     assert seen.account["submitted"] == sum(seen.account["outcomes"].values()) > 0
-    lines = list(table(seen))
+    lines = list(over_time(seen))
     assert len({len(line) for line in lines}) == 1, lines
     first, last = seen.samples[0], seen.samples[-1]
     result(
