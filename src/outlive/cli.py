@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import resource
+import logging
 import signal
 import sys
 import time
@@ -19,10 +19,12 @@ except ModuleNotFoundError as missing:  # the library without its extras
 
 if TYPE_CHECKING:
     from outlive_service.demo import Demo
+    from outlive_service.settings import Settings
     from outlive_service.storm import Aftermath
 
 Named = TypeVar("Named")
 
+logger = logging.getLogger("outlive_service")
 app = typer.Typer(
     name="outlive",
     help="Async work that must outlive its connection: finished, bounded and visible.",
@@ -54,11 +56,27 @@ def fail(message: str, status: int = WRONG_SETTINGS) -> NoReturn:
     raise typer.Exit(status)
 
 
+def reserve_connections(settings: "Settings") -> None:
+    """Make sure that the service may have as many connections as its settings allow.
+
+    Raises:
+        DescriptorsError: the system doesn't let it.
+    """
+    from outlive_service.descriptors import reserve
+
+    outward = settings.http_max_connections + settings.database_pool
+    reserve(
+        settings.max_connections + outward,
+        f"max_connections {settings.max_connections:,} (with {outward:,} to the partner and the database)",
+    )
+
+
 @app.command()
 def serve() -> None:
     """Run the service. Its settings are environment variables: see `outlive check`."""
     from outlive.errors import OutliveError
     from outlive_service.app import service
+    from outlive_service.descriptors import DescriptorsError
     from outlive_service.server import serve as run
     from outlive_service.settings import Settings, SettingsError, load_settings
 
@@ -67,6 +85,11 @@ def serve() -> None:
         application = service(settings)
     except (SettingsError, OutliveError) as error:
         fail(str(error))
+    try:
+        reserve_connections(settings)
+    except DescriptorsError as error:
+        # It may never have so many connections; when it has, the system refuses the next one.
+        logger.warning("%s", error)
     run(
         application,
         host=settings.host,
@@ -105,6 +128,7 @@ def check() -> None:
 
     from outlive.errors import OutliveError
     from outlive_service.app import create_app
+    from outlive_service.descriptors import DescriptorsError
     from outlive_service.settings import Settings, SettingsError, load_settings
 
     try:
@@ -134,12 +158,10 @@ def check() -> None:
             f"note: pages_token is unset, so whoever reaches {host}:{port} may read the metrics"
             + (" and the live page" if settings.shows_live else "")
         )
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if descriptors < settings.max_connections:
-        typer.echo(
-            f"note: max_connections is {settings.max_connections}, but `ulimit -n` lets this process open only "
-            f"{descriptors} files and sockets"
-        )
+    try:
+        reserve_connections(settings)
+    except DescriptorsError as error:
+        typer.echo(f"note: {error}")
     warnings = outlive.warnings()
     if settings.graceful_timeout is None:
         typer.echo("note: graceful_timeout is unset, so uvicorn waits for open streams without a limit")

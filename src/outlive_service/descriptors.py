@@ -30,7 +30,7 @@ def raise_limit() -> int | None:
 
 
 def reserve(connections: int, what: str) -> None:
-    """Make sure that this process may have so many connections open at once.
+    """Make sure that this process may have so many connections open at once, raising its soft limit if need be.
 
     Parameters:
         what: who wants them, for the message: "a storm of 10,000 WebSockets".

@@ -12,7 +12,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from outlive import Outlive
-from outlive_service.descriptors import raise_limit
 from outlive_service.garbage import Garbage
 from outlive_service.handshakes import DeniedHandshakes, bounded_requests
 
@@ -105,10 +104,12 @@ class DrainingServer(uvicorn.Server):
                     handler.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, and drain within the lifespan's shutdown; the pages tell of it until the end."""
+        """Stop, and drain within the lifespan's shutdown; the pages tell of it until the end. Tell which tasks are left."""
         await super().shutdown(sockets)
         if self._pages is not None:
             await self._pages.stop()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        logger.info("stopped", extra={"tasks_left": sorted(task.get_name() for task in left)})
 
     async def on_tick(self, counter: int) -> bool:
         """What uvicorn does ten times a second, and every second a look at the garbage."""
@@ -117,12 +118,6 @@ class DrainingServer(uvicorn.Server):
             at_rest = counts is None or not (counts.running or counts.pending)
             self._garbage.look(len(self.server_state.connections), at_rest=at_rest)
         return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, and tell which tasks are still there: there should be none."""
-        await super().shutdown(sockets)
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        logger.info("stopped", extra={"tasks_left": sorted(task.get_name() for task in left)})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Turn red, and stop when the delay is over."""
@@ -177,7 +172,6 @@ def serve(
         ws_max_size=ws_max_size,
         **options,
     )
-    raise_limit()
     outlive: Outlive | None = getattr(app.state, "outlive", None)
     pages_server = None
     if outlive is not None and pages is not None:

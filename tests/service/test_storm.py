@@ -1,5 +1,6 @@
 """A small storm: what it tells, and what it says when something is wrong."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -75,3 +76,18 @@ def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
         check=True,
     )
     assert done.stdout.strip() == "500"
+
+
+def test_check_tells_of_a_limit_that_is_too_low_for_the_settings() -> None:
+    script = 'ulimit -n 500 && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "outlive", "check"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MAX_CONNECTIONS": "400", "HTTP_MAX_CONNECTIONS": "100", "DATABASE_POOL": "5"},
+    )
+    assert (
+        "note: max_connections 400 (with 105 to the partner and the database) needs 705 file" in done.stdout
+    )
+    assert "this process may have 500: run `ulimit -n 705` before" in done.stdout
