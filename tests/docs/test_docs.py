@@ -84,7 +84,7 @@ def test_every_test_of_reliability_has_its_row() -> None:
         elif line.startswith("| ") and not line.startswith(("| what is done ", "| --- ")):
             what, seen, passed = line.removeprefix("| ").removesuffix(" |").split(" | ")
             assert seen, line
-            assert passed == "yes", line
+            assert passed == "yes" or passed.startswith("not run: "), line
             rows.append((title, what))
     # Each is written once and by one command: `make reliability`.
     titles = dict(re.findall(r'"(\w+)": "(\w+)"', (ROOT / "tests/reliability/conftest.py").read_text()))

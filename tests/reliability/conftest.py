@@ -1,5 +1,6 @@
 """Marked tests tell what they saw, and `--report FILE` writes it down: see `make reliability`."""
 
+import ast
 import os
 import platform
 import sqlite3
@@ -31,59 +32,37 @@ the account at the end finds missing: it compares what the clients know with wha
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One marked test. The order is that of the report."""
-
-    file: str
-    line: int
-    test: str
-    group: str
-    what: str
-    seen: str
-    passed: str
+HEAD = "| what is done | what was seen | passed |\n| --- | --- | --- |\n"
 
 
 @dataclass(slots=True, eq=False)
 class Rows:
-    """What the tests of this session told, and the file that it is for."""
+    """What the tests of this session told, and the file that it is for: seen and passed, by group and what is done."""
 
     report: Path
-    rows: list[Row] = field(default_factory=list)
+    told: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the row of a test that has ended: its call, or a set-up that kept it from being called."""
         told = {name: str(value) for name, value in report.user_properties}
         if "group" in told and (report.when == "call" or (report.when == "setup" and not report.passed)):
-            file, line, _ = report.location
             passed = "yes" if report.passed else "**no**"
             if report.skipped and isinstance(report.longrepr, tuple):
                 passed = f"not run: {report.longrepr[2].removeprefix('Skipped: ')}"
-            self.rows.append(
-                Row(
-                    file,
-                    line or 0,
-                    report.nodeid,
-                    told["group"],
-                    told["what"],
-                    told.get("result", ""),
-                    passed,
-                )
-            )
+            self.told[told["group"], told["what"]] = told.get("result", ""), passed
 
     def pytest_sessionfinish(self) -> None:
-        """Write the report."""
+        """Write the report. What wasn't run this time stays as it is."""
+        rows = (kept(self.report) if self.report.exists() else {}) | self.told
         parts = [INTRODUCTION, machine()]
         for group, title in GROUPS.items():
-            rows = sorted((row for row in self.rows if row.group == group), key=lambda row: row.test)
-            rows.sort(key=lambda row: (row.file, row.line))
-            if rows:
-                table = [
-                    "| what is done | what was seen | passed |",
-                    "| --- | --- | --- |",
-                    *(f"| {row.what} | {row.seen} | {row.passed} |" for row in rows),
-                ]
-                parts.append(f"## {title}\n\n" + "\n".join(table) + "\n")
+            table = [
+                f"| {what} | {' | '.join(rows[group, what])} |\n"
+                for of, what in marks()
+                if of == group and (group, what) in rows
+            ]
+            if table:
+                parts.append(f"## {title}\n\n{HEAD}{''.join(table)}")
         if SOAK.exists():
             seen = read(SOAK)
             parts.append(
@@ -91,6 +70,31 @@ class Rows:
                 "service's.\n\n" + "\n".join(f"    {line}" for line in over_time(seen)) + "\n"
             )
         self.report.write_text("\n".join(parts))
+
+
+def marks() -> list[tuple[str, str]]:
+    """Group and what is done of every marked test, in the order of the files."""
+    found = []
+    for file in sorted(Path(__file__).parent.glob("test_*.py")):
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        for call in sorted(calls, key=lambda call: call.lineno):
+            if ast.unparse(call.func) == "pytest.mark.reliability":
+                group, what = map(ast.literal_eval, call.args)
+                found.append((group, what))
+    return found
+
+
+def kept(report: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """The rows of a report."""
+    groups = {title: group for group, title in GROUPS.items()}
+    rows, group = {}, ""
+    for line in report.read_text().splitlines():
+        if line.startswith("## "):
+            group = groups.get(line.removeprefix("## "), "")
+        elif line.startswith("| ") and line not in HEAD:
+            what, seen, passed = line.removeprefix("| ").removesuffix(" |").split(" | ")
+            rows[group, what] = seen, passed
+    return rows
 
 
 def machine() -> str:
