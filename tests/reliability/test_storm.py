@@ -12,7 +12,15 @@ from outlive_service.demo import Demo
 from outlive_service.storm import OWED, Storm
 
 # What differs from the defaults; docs/operations.md tells why.
-SERVICE = {"MAX_PENDING": "40000", "MAX_WAIT": "900", "NOTIFY_TIMEOUT": "30", "PARTNER_MAX_RUNNING": "20"}
+SERVICE = {
+    "MAX_PENDING": "40000",
+    "MAX_WAIT": "900",
+    "NOTIFY_TIMEOUT": "30",
+    "PARTNER_MAX_RUNNING": "20",
+    # The demo's pings come every second, and who doesn't answer within another one is given up.
+    "WS_PING_INTERVAL": "20",
+    "WS_PING_TIMEOUT": "20",
+}
 PARTNER = {f"PARTNER_NOTICES_{name}": "0" for name in ("LATENCY", "ERROR_RATE", "HANG_RATE")}
 
 
