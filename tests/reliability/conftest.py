@@ -1,6 +1,5 @@
 """Marked tests tell what they saw, and `--report FILE` writes it down: see `make reliability`."""
 
-import ast
 import os
 import platform
 import sqlite3
@@ -13,6 +12,7 @@ import pytest
 
 from outlive_service.soak import over_time, read, verdict
 
+FOLDER = Path(__file__).parent
 SOAK = Path(__file__).parents[2] / "docs" / "soak.json"
 GROUPS = {
     "overload": "Overload",
@@ -41,6 +41,18 @@ class Rows:
 
     report: Path
     told: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    collected: list[tuple[str, str]] = field(default_factory=list)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which rows there are, if all of the folder's tests are to be run: the others are of tests that have gone."""
+        if [Path(arg).resolve() for arg in session.config.args] == [
+            FOLDER
+        ] and not session.config.option.keyword:
+            self.collected = [
+                mark.args
+                for item in getattr(session, "items", ())
+                if (mark := item.get_closest_marker("reliability"))
+            ]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the row of a test that has ended: its call, or a set-up that kept it from being called."""
@@ -55,12 +67,10 @@ class Rows:
         """Write the report. What wasn't run this time stays as it is."""
         rows = (kept(self.report) if self.report.exists() else {}) | self.told
         parts = [INTRODUCTION, machine()]
+        if self.collected:
+            rows = {key: rows[key] for key in self.collected if key in rows}
         for group, title in GROUPS.items():
-            table = [
-                f"| {what} | {' | '.join(rows[group, what])} |\n"
-                for of, what in marks()
-                if of == group and (group, what) in rows
-            ]
+            table = [f"| {what} | {' | '.join(row)} |\n" for (of, what), row in rows.items() if of == group]
             if table:
                 parts.append(f"## {title}\n\n{HEAD}{''.join(table)}")
         if SOAK.exists():
@@ -70,18 +80,6 @@ class Rows:
                 "service's.\n\n" + "\n".join(f"    {line}" for line in over_time(seen)) + "\n"
             )
         self.report.write_text("\n".join(parts))
-
-
-def marks() -> list[tuple[str, str]]:
-    """Group and what is done of every marked test, in the order of the files."""
-    found = []
-    for file in sorted(Path(__file__).parent.glob("test_*.py")):
-        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-        for call in sorted(calls, key=lambda call: call.lineno):
-            if ast.unparse(call.func) == "pytest.mark.reliability":
-                group, what = map(ast.literal_eval, call.args)
-                found.append((group, what))
-    return found
 
 
 def kept(report: Path) -> dict[tuple[str, str], tuple[str, str]]:
