@@ -1,8 +1,9 @@
 """A storm: many WebSockets that go at the same moment, and what becomes of all that they leave behind."""
 
 import asyncio
+import json
 import random
-import threading
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,6 @@ OPENING = 50
 """So many connections are being opened at once: below any backlog of a listening socket."""
 LOOK_INTERVAL = 0.25
 """Seconds from one look at the service's counters to the next."""
-PROBE_INTERVAL = 0.1
-"""Seconds from one answer of the readiness to the next question."""
 REST = 2.0
 """When nothing runs, waits or changes for so many seconds, the storm is over."""
 
@@ -47,6 +46,8 @@ class Aftermath:
     readiness_asked: int = 0
     readiness_red: int = 0
     readiness_slowest: float = 0.0
+    readiness_slowest_at: float = 0.0
+    """When it was asked for, from the drop on; before it, negative."""
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -73,48 +74,13 @@ class Aftermath:
                 yield f"{task}: " + ", ".join(f"{outcome} {count:,}" for outcome, count in ended.items())
         yield f"from the drop to the last outcome: {self.to_last_outcome:.1f} s"
         yield (
-            f"/readyz, asked {self.readiness_asked:,} times: slowest answer {self.readiness_slowest:.2f} s, "
-            f"{self.readiness_red:,} not ready"
+            f"/readyz, asked {self.readiness_asked:,} times: slowest answer {self.readiness_slowest:.2f} s "
+            f"({self.readiness_slowest_at:+.0f} s from the drop), {self.readiness_red:,} not ready"
         )
 
     def as_json(self) -> dict[str, Any]:
         """What `outlive traffic --storm N --json` prints."""
         return {**asdict(self), "outcomes": self.outcomes, "accounted": self.accounted}
-
-
-class Readiness:
-    """Asks a service whether it is ready, again and again, from a thread: this process's event loop is busy itself."""
-
-    def __init__(self, url: str, patience: float) -> None:
-        self.asked = self.red = 0
-        self.slowest = 0.0
-        self._url = f"{url}/readyz"
-        self._patience = patience
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="readiness", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    async def stop(self) -> None:
-        """End, with the answer to the last question."""
-        self._over.set()
-        await asyncio.to_thread(self._thread.join)
-
-    def _ask(self) -> None:
-        # A connection for each question, as an orchestrator's probe has.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        with httpx.Client(limits=limits, timeout=self._patience, trust_env=False) as client:
-            while not self._over.wait(PROBE_INTERVAL):
-                asked_at = time.monotonic()
-                try:
-                    ready = client.get(self._url).is_success
-                except httpx.HTTPError:
-                    ready = False
-                self.slowest = max(self.slowest, time.monotonic() - asked_at)
-                self.asked += 1
-                self.red += not ready
 
 
 class Storm:
@@ -162,17 +128,22 @@ class Storm:
         # Nobody but this storm should be there; a look takes its time when there is much to render.
         async with httpx.AsyncClient(timeout=self._patience, trust_env=False) as client:
             before = await self._look(client)
-            readiness = Readiness(self._traffic.url, self._patience)
-            readiness.start()
+            probe = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "outlive_service.probe", self._traffic.url, str(self._patience)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
             try:
-                await self._come_and_go(client, before, after)
+                dropped_at = await self._come_and_go(client, before, after)
             finally:
-                await readiness.stop()
-        after.readiness_asked, after.readiness_red = readiness.asked, readiness.red
-        after.readiness_slowest = readiness.slowest
+                told, _ = await probe.communicate(b"")  # its input ends
+        readiness = json.loads(told)
+        after.readiness_asked, after.readiness_red = readiness["asked"], readiness["red"]
+        after.readiness_slowest = readiness["slowest"]
+        after.readiness_slowest_at = readiness["slowest_at"] - dropped_at
         return after
 
-    async def _come_and_go(self, client: httpx.AsyncClient, before: Counters, after: Aftermath) -> None:
+    async def _come_and_go(self, client: httpx.AsyncClient, before: Counters, after: Aftermath) -> float:
         visits = [asyncio.create_task(self._visit(number)) for number in range(self._size)]
         try:
             await self._everybody_came.wait()
@@ -194,6 +165,7 @@ class Storm:
             task: _more(by_outcome, before.runs.get(task, {})) for task, by_outcome in now.runs.items()
         }
         after.errors = list(self._errors(now, after))
+        return dropped_at
 
     async def _visit(self, number: int) -> None:
         visit = Visit(self._traffic, "storm", f"storm-{number}", random.Random(number))
