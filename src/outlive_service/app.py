@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.trace import Span, TracerProvider
@@ -22,6 +23,7 @@ from outlive.telemetry.setup import set_up_logging, set_up_tracing
 from outlive_service.completions import completions_router
 from outlive_service.exports import exports_router
 from outlive_service.origins import KnownOrigins
+from outlive_service.refusals import REFUSALS, refuse
 from outlive_service.rooms import rooms_router
 from outlive_service.settings import Settings, load_settings
 from outlive_service.store import Store
@@ -134,7 +136,8 @@ def create_app(
             finally:
                 await store.close()
 
-    app = FastAPI(title="Outlive's service", lifespan=lifespan, max_body_size=MAX_BODY)
+    app = FastAPI(title="Outlive's service", lifespan=lifespan, max_body_size=MAX_BODY, responses=REFUSALS)
+    app.add_exception_handler(RequestValidationError, refuse)
     app.add_middleware(
         KnownOrigins,
         allowed=settings.allowed_origins,

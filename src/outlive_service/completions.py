@@ -5,17 +5,17 @@ import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import uuid4
 
 import httpx
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from outlive import Outlive, Run
+from outlive_service.refusals import NO_JSON
 from outlive_service.settings import Settings
 from outlive_service.store import Answer, Store
 
@@ -27,13 +27,32 @@ MAX_EVENT = 1_000_000
 RETRY_PAUSE = 0.1
 """Seconds before the second attempt to charge; each one after it waits twice as long."""
 
+TOKENS = 64
+"""Of an answer, at most, where the question doesn't say."""
+
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["start", "message", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["data"],
+}
+RESPONSES = NO_JSON | {
+    200: {
+        "description": "An event `start` with the answer's id, a `message` (which has no name) for each token, and `done` or `error`.",
+        "content": {"text/event-stream": {"itemSchema": EVENT}},
+    }
+}
+"""For the OpenAPI document."""
+
 
 class Question(BaseModel):
     """What is asked."""
 
     user: Annotated[str, Field(min_length=1, max_length=64)]
     prompt: str
-    max_tokens: int = Field(default=64, ge=1)
+    max_tokens: int
 
 
 class Delta(BaseModel):
@@ -219,16 +238,12 @@ def completions_router(outlive: Outlive, settings: Settings) -> APIRouter:
             await saved
         yield ending
 
-    @router.post("/completions")
-    async def complete(request: Request, question: Question) -> TokenStream:
-        if question.max_tokens > settings.max_tokens:
-            raise HTTPException(
-                HTTPStatus.UNPROCESSABLE_ENTITY, f"max_tokens is at most {settings.max_tokens}"
-            )
-        if len(question.prompt) > settings.max_prompt:
-            raise HTTPException(
-                HTTPStatus.UNPROCESSABLE_ENTITY, f"a prompt has at most {settings.max_prompt} characters"
-            )
+    class BoundedQuestion(Question):
+        prompt: Annotated[str, Field(max_length=settings.max_prompt)]
+        max_tokens: int = Field(default=min(TOKENS, settings.max_tokens), ge=1, le=settings.max_tokens)
+
+    @router.post("/completions", response_class=StreamingResponse, responses=RESPONSES)
+    async def complete(request: Request, question: BoundedQuestion) -> TokenStream:
         answer = Answer(uuid4().hex, question.user)
         state = request.app.state
         return TokenStream(generate(state.store, state.client, question, answer))

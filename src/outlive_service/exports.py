@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Query, Request
@@ -18,6 +18,14 @@ from outlive_service.store import Store, UsedAnswer, UsedLine
 HEADER = ("kind", "id", "n", "size", "finished", "bill", "at")
 """Of a line, `size` is characters; of an answer, tokens. No text: a usage report is no place for it."""
 
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The report.",
+        "content": {"text/csv": {"schema": {"type": "string"}}},
+        "headers": {"X-Export-Id": {"description": "The id of its lease.", "schema": {"type": "string"}}},
+    }
+}
+"""For the OpenAPI document."""
 
 Used = TypeVar("Used", UsedLine, UsedAnswer)
 ReadPage = Callable[[str, Used | None, int], Awaitable[list[Used]]]
@@ -75,7 +83,7 @@ def exports_router(outlive: Outlive, settings: Settings) -> APIRouter:
                 # Reached only when the page has been handed to the server.
                 lease.rows_sent += len(page)
 
-    @router.get("/exports/usage.csv")
+    @router.get("/exports/usage.csv", response_class=StreamingResponse, responses=RESPONSES)
     async def export(
         request: Request, user: Annotated[str, Query(min_length=1, max_length=64)], after: AfterDisconnect
     ) -> StreamingResponse:

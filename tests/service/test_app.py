@@ -33,6 +33,37 @@ async def test_a_body_has_bounds(service: Any) -> None:
         assert (await client.post(f"{service.url}/completions", json=body)).status_code == 413
 
 
+async def test_the_openapi_document_tells_of_every_answer(service: Any) -> None:
+    service.start(max_connections=2)
+    url = service.url
+    json_type = {"content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=url) as client:
+        document = (await client.get("/openapi.json")).json()
+
+        async def answer(method: str, path: str, **more: Any) -> tuple[int, str]:
+            response = await client.request(method, path, **more)
+            told = document["paths"][path][method.lower()]["responses"][str(response.status_code)]
+            kind = response.headers["content-type"].partition(";")[0]
+            assert kind in told["content"], f"{kind} is not among {told}"
+            assert {name.lower() for name in told.get("headers", {})} <= set(response.headers)
+            return response.status_code, kind
+
+        body, text = {"user": "ann", "prompt": "why?", "max_tokens": 2}, "text/plain"
+        assert await answer("POST", "/completions", json=body) == (200, "text/event-stream")
+        assert await answer("POST", "/completions", json={}) == (422, "application/json")
+        assert await answer("POST", "/completions", content=b"\xff", headers=json_type) == (
+            400,
+            json_type["content-type"],
+        )
+        assert await answer("GET", "/exports/usage.csv", params={"user": "ann"}) == (200, "text/csv")
+        for method, path in (("POST", "/completions"), ("GET", "/exports/usage.csv"), ("GET", "/")):
+            assert await answer(method, path, content=b"x" * 300_000) == (413, text)
+        address = f"{url.replace('http', 'ws')}/rooms/lobby?user=ann"
+        async with connect(address), connect(address):
+            for method, path in (("POST", "/completions"), ("GET", "/exports/usage.csv"), ("GET", "/")):
+                assert await answer(method, path) == (503, text)
+
+
 async def test_an_app_can_be_started_again(database: str) -> None:
     registry = CollectorRegistry()
     settings = Settings(database_url=database, departure_grace=0, partner_url="http://127.0.0.1:9")

@@ -313,6 +313,42 @@ async def test_what_is_out_of_bounds_is_refused(service: Any, wrong: dict[str, o
     assert service.runs("save_answer") == {}
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (rb'{"user": "\ud800 s3cret", "prompt": "why?"}', 422),
+        (rb'{"user": "ann", "prompt": "\ud800 s3cret"}', 422),
+        (b'{"user": "ann", "prompt": "s3cret", "max_tokens": NaN}', 422),
+        (b'{"user": "ann", "prompt": "s3cret", "max_tokens": -1e999}', 422),
+        (b'{"user": "ann", "prompt": ["s3cret"]}', 422),
+        (b'{"user": "ann", "prompt": "s3cret', 422),
+        (b'{"user": "ann", "prompt": "s3cret\xff"}', 400),
+        (b'{"user": "ann", "prompt": "s3cret", "max_tokens": ' + b"9" * 5_000 + b"}", 400),
+        (b"[" * 100_000, 400),
+    ],
+    ids=["half a pair", "half a pair asked", "NaN", "infinite", "a list", "cut", "no UTF-8", "a long number", "deep"],
+)  # fmt: skip
+async def test_what_cannot_be_read_is_refused_and_not_repeated(
+    service: Any, body: bytes, status: int
+) -> None:
+    service.start()
+    async with httpx.AsyncClient() as client:
+        response = await client.post(
+            f"{service.url}/completions", content=body, headers={"content-type": "application/json"}
+        )
+    assert response.status_code == status, response.text
+    assert response.json()["detail"]
+    assert "s3cret" not in response.text
+    await service.stop()
+    assert service.runs("save_answer") == {}
+
+
+async def test_who_does_not_say_how_much_gets_no_more_than_is_allowed(service: Any) -> None:
+    service.start(max_tokens=10)
+    assert (await ask(service))[-1] == ("done", {"tokens": 10})
+
+
 @pytest.mark.parametrize(
     ("answers", "requests", "charged"),
     [([200], 1, True), ([503, 503, 200], 3, True), ([503] * 9, 3, False), ([409, 200], 1, False)],

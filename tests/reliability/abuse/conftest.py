@@ -16,8 +16,9 @@ AT_ONCE = 50
 UVICORNS = {"Invalid UTF-8 sequence received from client."}
 """Errors that uvicorn logs although they are the client's."""
 SPAN_NAMES = re.compile(
-    r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT|HTTP|_OTHER)?( ?/(rooms/\{room\}|completions|exports/usage\.csv|docs|openapi\.json)?)?"
-    r"|disconnect (/rooms/\{room\}|/completions|unmatched)|save_transcript|notify_partner|announce_departure|POST|connect"
+    r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT|QUERY|HTTP|_OTHER)?( ?/(rooms/\{room\}|completions|exports/usage\.csv|docs|openapi\.json)?)?"
+    r"|disconnect (/rooms/\{room\}|/completions|/exports/usage\.csv|unmatched)|save_transcript|notify_partner|announce_departure|save_answer|bill_tokens"
+    r"|release_export|read_page|POST|connect"
 )
 
 
