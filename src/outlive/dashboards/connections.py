@@ -93,6 +93,7 @@ def connections(datasource: str) -> dict[str, Any]:
             "a fall to 0 is a restart or a cut network; a rise without end means that they never close.",
             "short",
             [over_time(total("outlive_connections", BOTH, by="transport"), "{{transport}}")],
+            width=8,
             stacked=True,
         ),
         lines(
@@ -101,6 +102,18 @@ def connections(datasource: str) -> dict[str, Any]:
             "one route alone that only grows: its handler doesn't notice that the client is gone.",
             "short",
             [over_time(f"topk(10, {total('outlive_connections', BOTH, by='route')})", "{{route}}")],
+            width=8,
+        ),
+        lines(
+            "Rejected connections by reason",
+            "Connections of all routes that weren't let in, in a second: full is `max_connections`, origin a"
+            " WebSocket from a page of another site.",
+            "full: a flood, or more clients than one process is for; add processes, or raise the limit. origin:"
+            " somebody's page, or one of yours that isn't among the allowed.",
+            "ops",
+            [over_time(rate("outlive_connections_rejected_total", by="reason"), "{{reason}}")],
+            width=8,
+            stacked=True,
         ),
         heat(
             "How long connections last",
