@@ -56,6 +56,6 @@ async def test_schemathesis_finds_nothing(
     # Not only what is refused reaches the tasks.
     assert target.account["outcomes"]["completed"] == target.account["submitted"] > EXAMPLES
     result(
-        f"nothing, in {cases['generated']} requests to {operations['tested']} operations; "
+        f"nothing found in {cases['generated']} requests to {operations['tested']} operations; "
         f"all {target.account['submitted']} runs that they led to completed"
     )
