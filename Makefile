@@ -91,6 +91,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-
 lock: .venv/.dev
 	$(COMPILE) pyproject.toml --extra service -o requirements/service.txt
 	$(COMPILE) --group build -o requirements/build.txt
+	$(COMPILE) pyproject.toml --extra service --group build --group bench -c requirements/build.txt -o requirements/bench.txt
 	$(COMPILE) pyproject.toml --extra service --extra dashboards --extra conformance --group dev -c requirements/service.txt -c requirements/build.txt -o requirements/dev.txt
 
 # The pictures of the live page, and what it costs; see tools/.

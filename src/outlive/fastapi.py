@@ -57,6 +57,7 @@ class Outlive:
         registry: the Prometheus registry to write to.
         tracer_provider: the OpenTelemetry provider; by default the global one, at the time of the first span.
         observers: further observers, told before the built-in ones.
+        telemetry: whether there are metrics, traces and logs; without them, only `observers` are told.
         metrics_path, health_path, readiness_path: where Outlive's own pages are; None leaves one out.
         live: the live page, for a look at runs and disconnect flows in a browser; None: there is none.
         pages: further applications by path, which like Outlive's own count as no connection.
@@ -82,6 +83,7 @@ class Outlive:
         registry: CollectorRegistry = REGISTRY,
         tracer_provider: trace.TracerProvider | None = None,
         observers: Iterable[Observer] = (),
+        telemetry: bool = True,
         metrics_path: str | None = "/metrics",
         health_path: str | None = "/healthz",
         readiness_path: str | None = "/readyz",
@@ -103,17 +105,12 @@ class Outlive:
             check_token(token)
         elif protect_health:
             raise DeclarationError("protect_health without a token protects nothing: set a token too")
-        tracing = Tracing(tracer_provider)
-        # The tracing comes last: the others ask it for a run's ids while the run's span is still there.
-        self._observer = Observers(
-            [
-                *observers,
-                Metrics(registry, tracing.exemplar),
-                Logs(tracing.ids),
-                *([] if live is None else [live]),
-                tracing,
-            ]
-        )
+        built_in: list[Observer] = [] if live is None else [live]
+        if telemetry:
+            tracing = Tracing(tracer_provider)
+            # The tracing comes last: the others ask it for a run's ids while the run's span is still there.
+            built_in = [Metrics(registry, tracing.exemplar), Logs(tracing.ids), *built_in, tracing]
+        self._observer = Observers([*observers, *built_in])
         self._runner = Runner(
             Limits(max_running, max_pending), cancel_grace=cancel_grace, observer=self._observer
         )

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from outlive.outcomes import Cause, ConnectionRejection, Outcome, Rejection, Transport
 
@@ -61,9 +61,10 @@ class DisconnectDetails:
     """From the connection's start to the disconnect, in seconds."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RunDetails:
-    """One execution of a task, or of a scope's block."""
+class RunDetails(NamedTuple):
+    """One execution of a task, or of a scope's block. No two of them are equal."""
+
+    # Named tuples, this and the next one: as frozen dataclasses they cost 1.2 µs more a run.
 
     task: TaskDetails
     context: Context | None
@@ -71,9 +72,11 @@ class RunDetails:
     flow: DisconnectDetails | None
     """The disconnect that caused the run; None where the run was submitted on an open connection, or on none."""
 
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RunEnd:
+
+class RunEnd(NamedTuple):
     """How a run ended. Times are in seconds."""
 
     outcome: Outcome
@@ -196,7 +199,7 @@ class Observers(Observer):
                 except BaseException:  # noqa: BLE001 - an observer's CancelledError must not reach a run either
                     self._report(observer, event)
 
-        return tell
+        return tell if listeners else _nobody
 
     def _report(self, observer: Observer, event: str) -> None:
         if id(observer) not in self._reported:
@@ -206,3 +209,7 @@ class Observers(Observer):
                 type(observer).__qualname__,
                 event,
             )
+
+
+def _nobody(*_details: Any) -> None:
+    """Nobody listens to this event."""

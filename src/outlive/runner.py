@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from outlive import connections
+from outlive.deadlines import Deadlines
 from outlive.errors import DeclarationError
 from outlive.observer import Limits, Observer, RunDetails, RunEnd
 from outlive.outcomes import Outcome, Rejection, State
@@ -57,6 +57,8 @@ class Runner:
         self._cancel_grace = cancel_grace
         self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
+        # A run that is rejected before the first start has no event loop, but a time all the same.
+        self._now: Callable[[], float] = time.monotonic
         # The runner's own callbacks run in it, so that no request's trace leaks into them.
         self._clean_context = Context()
         self._declared: dict[str, Declared] = {}
@@ -99,6 +101,8 @@ class Runner:
                 f"two tasks are named {name!r}: their metrics and traces could not be told apart; pass name="
             )
         self._declared[name] = declared
+        declared.executing = Deadlines(declared.details.timeout, self._deadline_passed)
+        declared.waiting = Deadlines(declared.details.max_wait, self._waited_too_long)
         self._observer.task_declared(declared.details)
 
     def find(self, name: str) -> Declared | None:
@@ -108,12 +112,16 @@ class Runner:
     def open(self) -> None:
         """Accept runs from now on, on the running event loop, with a clean tracker."""
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         # What an event loop left that was closed under the runner can't end by itself any more, and must not start.
         self.state = State.CLOSED
         for run in list(self._live):
             self._settle(run, run._verdict or Outcome.CANCELLED)
         for run in list(self._stuck):
             self._let_go(run)
+        for declared in self._declared.values():
+            declared.executing.stop()
+            declared.waiting.stop()
         self.connections = 0
         self.state = State.OPEN
         self._observer.opened(self.limits)
@@ -151,16 +159,6 @@ class Runner:
         except RuntimeError:
             return False
 
-    def _now(self) -> float:
-        # A run that is rejected before the first start has no event loop, but a time all the same.
-        return time.monotonic() if self._loop is None else self._loop.time()
-
-    def _call_later(
-        self, delay: float, callback: Callable[[Run[Any]], None], run: Run[Any]
-    ) -> asyncio.TimerHandle:
-        assert self._loop is not None
-        return self._loop.call_later(delay, callback, run, context=self._clean_context)
-
     def _hand_over(self, run: Run[Any]) -> bool:
         assert self._loop is not None
         try:
@@ -193,17 +191,20 @@ class Runner:
     def _admit(self, run: Run[Any]) -> None:
         # The numbers change before anything can be awaited, so fifty submits in one step see each other; and before
         # an observer is told, so that it sees numbers that add up.
-        self._start_waiting()  # an observer of a run's end submits before those that wait for its slot have got it
+        if self._waiting:
+            self._start_waiting()  # an observer of a run's end submits before those that wait for its slot have got it
         details = self._describe(run)
         self.submitted += 1
-        run._reason = self._refusal(run)
+        starts = self.state is not State.CLOSED and self._can_start(run._task)
+        if not starts:
+            run._reason = self._refusal(run)
         if run._reason is not None or run._verdict is not None:
             end = self._count_out(run, Outcome.CANCELLED if run._reason is None else Outcome.REJECTED)
             self._observer.run_submitted(details)
             self._tell_end(run, end)
-        elif self._can_start(run._task):
+        elif starts:
             self._live.add(run)
-            self._take_slot(run)
+            self._take_slot(run, run._submitted_at)
             self._observer.run_submitted(details)
             self._start(run, queued=False)
         else:
@@ -223,8 +224,6 @@ class Runner:
         declared = run._task
         if self.state is State.CLOSED:
             return Rejection.CLOSED
-        if self._can_start(declared):
-            return None
         if run._call is None:
             return Rejection.TASK_FULL if self._has_slot else Rejection.FULL
         if self.pending >= self.limits.max_pending:
@@ -233,22 +232,21 @@ class Runner:
         return None if own_limit is None or len(declared.waiting) < own_limit else Rejection.TASK_FULL
 
     def _queue(self, run: Run[Any]) -> None:
+        assert self._loop is not None
         run._sequence = self.submitted
-        run._task.waiting[run] = None
+        run._task.waiting.add(run, run._submitted_at, self._loop)
         self._waiting[run._task] = None
         self.pending += 1
-        run._timer = self._call_later(run._task.details.max_wait, self._waited_too_long, run)
 
     def _unqueue(self, run: Run[Any]) -> None:
-        del run._task.waiting[run]
+        run._sequence = None
+        run._task.waiting.remove(run)
         if not run._task.waiting:
             del self._waiting[run._task]
         self.pending -= 1
-        assert run._timer is not None
-        run._timer.cancel()
 
     def _start_waiting(self) -> None:
-        if self._waiting and not self._starting:
+        if not self._starting:
             # Not in the context of the run that made room: its trace is none of theirs.
             self._clean_context.copy().run(self._start_those_that_can)
 
@@ -260,15 +258,15 @@ class Runner:
                 heads = [next(iter(declared.waiting)) for declared in self._waiting if declared.has_slot]
                 if not heads:
                     return
-                first = min(heads, key=lambda run: run._sequence)
+                first = min(heads, key=lambda run: run._sequence or 0)
                 self._unqueue(first)
-                self._take_slot(first)
+                self._take_slot(first, self._now())
                 self._start(first, queued=True)
         finally:
             self._starting = False
 
-    def _take_slot(self, run: Run[Any]) -> None:
-        run._started_at = self._now()
+    def _take_slot(self, run: Run[Any], now: float) -> None:
+        run._started_at = now
         self.running += 1
         run._task.running += 1
 
@@ -276,27 +274,31 @@ class Runner:
         assert self._loop is not None
         assert run._details is not None
         assert run._started_at is not None
-        details = run._task.details
-        run._timer = self._call_later(details.timeout, self._deadline_passed, run)
+        declared = run._task
+        declared.executing.add(run, run._started_at, self._loop)
         self._observer.run_started(run._details, run._started_at - run._submitted_at, queued)
         if run._call is None:
             return
         work = self._execute(run)
         try:
-            run._work = self._loop.create_task(work, name=details.name, context=run._context)
+            run._work = self._loop.create_task(work, name=declared.details.name, context=run._context)
         except BaseException as error:  # the application's own task factory raised; the run must still end
             work.close()
             self._work_ended(run, error)
             if isinstance(error, KeyboardInterrupt):
                 raise
         else:
-            run._stop = run._work.cancel
             if run._verdict is not None and run.outcome is None:
                 run._work.cancel()  # an eager first step has cancelled the run it belongs to
-            run._work.add_done_callback(partial(self._work_done, run), context=self._clean_context)
+            if not run._begun:
+                run._work.add_done_callback(run._never_began, context=self._clean_context)
 
     async def _execute(self, run: Run[Any]) -> None:
         assert run._call is not None
+        run._begun = True
+        if run._work is not None:
+            # From here on the end is told from within: a callback at the end would cost 1.0 µs.
+            run._work.remove_done_callback(run._never_began)
         try:
             run._result = await run._call()
         except BaseException as error:  # also a SystemExit: a run must not end the server
@@ -306,10 +308,9 @@ class Runner:
         else:
             self._work_ended(run, None)
 
-    def _work_done(self, run: Run[Any], work: asyncio.Task[None]) -> None:
-        if work.cancelled():
-            # Cancelled before its first step: not one line of it ever ran.
-            self._work_ended(run, asyncio.CancelledError())
+    def never_began(self, run: Run[Any]) -> None:
+        """The work was cancelled before its first step: not one line of it ever ran."""
+        self._work_ended(run, asyncio.CancelledError())
 
     # Ending
 
@@ -355,11 +356,15 @@ class Runner:
         # From here on the work can't become completed: what swallows its cancellation and returns early has not
         # done what it was asked for.
         run._verdict = verdict
-        assert run._timer is not None
-        run._timer.cancel()
-        run._timer = self._call_later(self._cancel_grace, self._give_up, run)
+        run._task.executing.remove(run)
+        assert self._loop is not None
+        run._grace = self._loop.call_later(
+            self._cancel_grace, self._give_up, run, context=self._clean_context
+        )
         if run._stop is not None:
             run._stop()
+        elif run._work is not None:
+            run._work.cancel()
 
     def _give_up(self, run: Run[Any], turns: int = GRACE_TURNS) -> None:
         if run.outcome is not None:
@@ -380,12 +385,14 @@ class Runner:
         self._stuck.discard(run)
         run._task.stuck -= 1
         self._observer.run_unstuck(run._details)
-        self._start_waiting()
+        if self._waiting:
+            self._start_waiting()
 
     def _work_ended(self, run: Run[Any], error: BaseException | None) -> None:
-        if run in self._stuck:
-            self._let_go(run)
-        elif run.outcome is None:
+        if run.outcome is not None:
+            if run in self._stuck:
+                self._let_go(run)
+        else:
             run._error = error
             if run._verdict is not None:
                 self._settle(run, run._verdict)
@@ -406,9 +413,10 @@ class Runner:
             wait, duration = run._started_at - run._submitted_at, now - run._started_at
             self.running -= 1
             run._task.running -= 1
-            assert run._timer is not None
-            run._timer.cancel()
-        elif run in run._task.waiting:
+            run._task.executing.remove(run)
+            if run._grace is not None:
+                run._grace.cancel()
+        elif run._sequence is not None:
             self._unqueue(run)
         self._live.discard(run)
         self.outcomes[outcome] += 1
@@ -419,11 +427,14 @@ class Runner:
     def _tell_end(self, run: Run[Any], end: RunEnd) -> None:
         assert run._details is not None
         self._observer.run_ended(run._details, end)
-        self._wake(run)
+        if run._waiters:
+            self._wake(run)
         if run._connection is not None:
             run._connection.leave_flow()
-        self._start_waiting()
-        self._note_change()
+        if self._waiting:
+            self._start_waiting()
+        if self._changed is not None:
+            _resolve(self._changed)
 
     def _wake(self, run: Run[Any]) -> None:
         waiters, run._waiters = run._waiters, []
@@ -444,7 +455,8 @@ class Runner:
     def connection_closed(self) -> None:
         """A handler has returned."""
         self.connections -= 1
-        self._note_change()
+        if self._changed is not None:
+            _resolve(self._changed)
 
     def begin_drain(self) -> None:
         """Turn red now; runs are still accepted."""
@@ -487,10 +499,6 @@ class Runner:
             await self._changed
         finally:
             self._changed = None
-
-    def _note_change(self) -> None:
-        if self._changed is not None:
-            _resolve(self._changed)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from outlive.connections import Connection
+from outlive.deadlines import Deadlines
 from outlive.errors import DeclarationError, RunCancelled, RunRejected, RunTimedOut
 from outlive.observer import RunDetails, TaskDetails, TraceMode
 from outlive.outcomes import Outcome, Rejection
@@ -82,11 +82,13 @@ class Run(Generic[R]):
 
     __slots__ = (
         "__weakref__",
+        "_begun",
         "_call",
         "_connection",
         "_context",
         "_details",
         "_error",
+        "_grace",
         "_reason",
         "_result",
         "_runner",
@@ -95,7 +97,6 @@ class Run(Generic[R]):
         "_stop",
         "_submitted_at",
         "_task",
-        "_timer",
         "_verdict",
         "_waiters",
         "_work",
@@ -122,8 +123,10 @@ class Run(Generic[R]):
         self._details: RunDetails | None = None
         self._submitted_at = 0.0
         self._started_at: float | None = None
-        self._sequence = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._sequence: int | None = None
+        """Its place among those that wait, while it waits."""
+        self._begun = False
+        self._grace: asyncio.TimerHandle | None = None
         self._work: asyncio.Task[Any] | None = None
         self._stop: Callable[[], object] | None = None
         self._verdict: Outcome | None = None
@@ -140,6 +143,10 @@ class Run(Generic[R]):
     def cancel(self) -> bool:
         """Cancel the run, waiting or executing, from any thread. Tell whether there was anything to cancel."""
         return self._runner.cancel(self)
+
+    def _never_began(self, work: asyncio.Task[Any]) -> None:
+        if work.cancelled():
+            self._runner.never_began(self)
 
     def __await__(self) -> Generator[Any, None, R]:
         if self.outcome is None:
@@ -186,12 +193,15 @@ class Run(Generic[R]):
 class Declared:
     """A declared name with its limits, and what of it runs and waits."""
 
+    executing: "Deadlines[Run[Any]]"
+    """Those that execute and haven't been told to stop, in the order of their start."""
+    waiting: "Deadlines[Run[Any]]"
+    """Those that wait for a slot, in the order of their submission."""
+
     def __init__(self, details: TaskDetails) -> None:
         self.details = details
         self.running = 0
         self.stuck = 0
-        # Ordered by submission, and a run that times out or is cancelled leaves from the middle at no cost.
-        self.waiting: OrderedDict[Run[Any], None] = OrderedDict()
 
     @property
     def has_slot(self) -> bool:
@@ -240,7 +250,7 @@ class Task(Declared, Generic[P, R]):
         that is being cancelled, and from any thread. Over a bound, or when the process isn't open, the run's
         outcome is `rejected`: counted, logged, and told by `Run.outcome`.
         """
-        return self._runner.submit(self, lambda: self._function(*args, **kwargs))
+        return self._runner.submit(self, partial(self._function, *args, **kwargs))
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run, shielded, and wait for the result.

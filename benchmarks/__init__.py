@@ -1,0 +1,1 @@
+"""Outlive against its peers and against the floor, side by side in one run: `make bench`."""

@@ -1,0 +1,33 @@
+"""Measurements in processes of their own, which answer in JSON."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+
+def ask(module: str, *arguments: object) -> Any:
+    """Run a module of the benchmarks and read what it prints.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said about it is on standard error.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - a module of ours
+    return json.loads(done.stdout)
+
+
+def answer(measured: Any) -> None:
+    """Tell the process that asked."""
+    json.dump(measured, sys.stdout)
+
+
+def loop_factory(name: str) -> Any:
+    """What makes the event loop of that name."""
+    if name == "uvloop":
+        import uvloop  # noqa: PLC0415 - the other half of the runs must not have it loaded
+
+        return uvloop.new_event_loop
+    import asyncio  # noqa: PLC0415 - likewise
+
+    return asyncio.new_event_loop
