@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from outlive.errors import DeclarationError
 from outlive.outcomes import State
-from outlive.telemetry.metrics import registry_to_scrape
+from outlive.telemetry.metrics import scrape
 
 SHORTEST_TOKEN = 16
 """Characters; with fewer, trying them all becomes thinkable."""
@@ -95,7 +95,7 @@ def metrics_page(registry: CollectorRegistry) -> ASGIApp:
     async def respond(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         # In a thread: rendering thousands of series must not hold up the event loop.
-        text = await run_in_threadpool(lambda: encode(registry_to_scrape(registry)))
+        text = await run_in_threadpool(scrape, registry, encode, content_type)
         return Response(text, headers={"content-type": content_type})
 
     return readable(respond)

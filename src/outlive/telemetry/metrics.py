@@ -6,12 +6,12 @@ import platform
 from collections.abc import Callable
 from contextvars import Context
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+from opentelemetry.trace import SpanContext
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_CONTENT_TYPE
 
 from outlive.observer import (
     ConnectionDetails,
@@ -23,11 +23,10 @@ from outlive.observer import (
     TaskDetails,
 )
 from outlive.outcomes import Cause, ConnectionRejection, Outcome, Transport
+from outlive.telemetry.series import Encode, Series
 
-Exemplar = Callable[[object], dict[str, str] | None]
-"""Gives the trace of a run, a connection or a disconnect as exemplar labels, if that trace is kept."""
-
-__all__ = ["OPENMETRICS_CONTENT_TYPE", "Metrics", "registry_to_scrape"]
+Exemplar = Callable[[object], SpanContext | None]
+"""Gives the span of a run, a connection or a disconnect, if its trace is kept."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CONNECTION_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
@@ -42,29 +41,49 @@ def multiprocess() -> bool:
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
-def registry_to_scrape(registry: CollectorRegistry) -> CollectorRegistry:
-    """The registry to expose: this process's own, or the sum over all workers."""
-    if not multiprocess():
-        return registry
-    summed = CollectorRegistry()
-    MultiProcessCollector(summed)  # type: ignore[no-untyped-call]  # prometheus-client leaves this one untyped
-    return summed
+def scrape(registry: CollectorRegistry, encode: Encode, form: str) -> bytes:
+    """Everything in the registry as text: of this process, or the sum over all workers.
+
+    Parameters:
+        registry: what to scrape.
+        encode: prometheus-client's encoder of the text format that the scraper wants.
+        form: its content type.
+    """
+    if multiprocess():
+        summed = CollectorRegistry()
+        MultiProcessCollector(summed)  # type: ignore[no-untyped-call]  # prometheus-client leaves this one untyped
+        return encode(summed)
+    families = _families.get(registry)
+    return encode(registry) if families is None else families.series.render(registry, encode, form)
 
 
 class Families:
     """The metric families. Made once for a registry, however many Outlives write to it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
+        self.series = Series()
+        shared = multiprocess()
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return (
+                Counter(name, text, labels, registry=registry)
+                if shared
+                else self.series.counter(name, text, *labels)
+            )
 
         def gauge(
             name: str, text: str, *labels: str, workers: Literal["livesum", "livemax"] = "livesum"
-        ) -> Gauge:
-            return Gauge(name, text, labels, registry=registry, multiprocess_mode=workers)
+        ) -> Any:
+            if shared:
+                return Gauge(name, text, labels, registry=registry, multiprocess_mode=workers)
+            family = self.series.gauge(name, text, *labels)
+            return family if labels else family.labels()
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Any:
+            if shared:
+                return Histogram(name, text, labels, registry=registry, buckets=buckets)
+            family = self.series.histogram(name, text, buckets, *labels)
+            return family if labels else family.labels()
 
         self.runs = counter("outlive_runs", "Runs that have ended, by outcome.", "task", "outcome")
         self.run_duration = histogram(
@@ -133,8 +152,10 @@ class Families:
             "How much later than asked for the event loop calls back.",
             LAG_SECONDS,
         )
+        if not shared:
+            registry.register(self.series)
         build = {"version": version("outlive"), "python": platform.python_version()}
-        if multiprocess():
+        if shared:
             # An Info can't be summed over processes; a gauge of the same name and labels reads the same.
             Gauge(
                 "outlive_build_info",
@@ -183,13 +204,14 @@ class Metrics(Observer):
     def __init__(self, registry: CollectorRegistry, exemplar: Exemplar) -> None:
         # A process that makes its app twice, as tests do, must not fail on "duplicated timeseries".
         self._families = _families.get(registry) or _families.setdefault(registry, Families(registry))
-        self._exemplar = exemplar
+        # Exemplars can't be summed over processes.
+        self._exemplar: Exemplar = (lambda _: None) if multiprocess() else exemplar
         self._rejected = {
             reason: self._families.connections_rejected.labels(reason) for reason in ConnectionRejection
         }
         self._tasks: dict[TaskDetails, _TaskSeries] = {}
         self._routes: dict[tuple[str, Transport], _ConnectionSeries] = {}
-        self._requests: dict[tuple[str, str, int | None], Histogram] = {}
+        self._requests: dict[tuple[str, str, int | None], Any] = {}
         self._open: dict[ConnectionDetails, tuple[str, Transport]] = {}
         self._lag: asyncio.TimerHandle | None = None
 

@@ -28,13 +28,13 @@ class Tracing(Observer):
         self._around: dict[RunDetails, tuple[Span, otel_context.Context]] = {}
         self._around_stuck: dict[RunDetails, tuple[Span, otel_context.Context]] = {}
 
-    def exemplar(self, what: object) -> dict[str, str] | None:
-        """The ids of a run's, a connection's or a disconnect flow's span, if it is sampled and hasn't ended."""
+    def exemplar(self, what: object) -> SpanContext | None:
+        """A run's, a connection's or a disconnect flow's span, if it is sampled and hasn't ended."""
         context = self._span_context(what)
-        return ids(context) if context is not None and context.trace_flags.sampled else None
+        return context if context is not None and context.trace_flags.sampled else None
 
     def ids(self, what: object) -> dict[str, str]:
-        """The same for logs: sampled or not, and empty where there is no trace."""
+        """The ids of that span for logs: sampled or not, and empty where there is no trace."""
         context = self._span_context(what)
         return ids(context) if context is not None and context.is_valid else {}
 
@@ -60,31 +60,31 @@ class Tracing(Observer):
         self._connections.pop(connection, None)
 
     def run_submitted(self, run: RunDetails) -> None:
-        surroundings = (
-            otel_context.get_current() if run.context is None else run.context.run(otel_context.get_current)
-        )
-        caller = trace.get_current_span(surroundings)
-        parent, links = caller, []
+        context = run.context
+        surroundings = otel_context.get_current() if context is None else context.run(otel_context.get_current)
+        within, links = surroundings, None
         if run.task.trace == "link":
-            parent, links = INVALID_SPAN, _links(caller)
+            links = _links(trace.get_current_span(surroundings))
+            within = trace.set_span_in_context(INVALID_SPAN, surroundings)
         elif run.flow is not None and run.task.trace == "auto":
             # A run that another run of the same flow submitted is its child; the first ones are the root's.
             root = self._flow(run.flow)
+            caller = trace.get_current_span(surroundings)
             if caller.get_span_context().trace_id != root.get_span_context().trace_id:
-                parent = root
+                within = trace.set_span_in_context(root, surroundings)
         span = self._tracer.start_span(
             run.task.name,
-            trace.set_span_in_context(parent, surroundings),
+            within,
             links=links,
             attributes={"outlive.task": run.task.name, "outlive.timeout": run.task.timeout},
         )
         self._runs[run] = span
         inside = trace.set_span_in_context(span, surroundings)
-        if run.context is None:
+        if context is None:
             self._around[run] = (span, surroundings)
             otel_context.attach(inside)
         else:
-            run.context.run(otel_context.attach, inside)
+            context.run(otel_context.attach, inside)
 
     def _flow(self, disconnect: DisconnectDetails) -> Span:
         root = self._flows.get(disconnect)
@@ -132,7 +132,7 @@ class Tracing(Observer):
 
     def run_ended(self, run: RunDetails, end: RunEnd) -> None:
         span = self._runs.pop(run)
-        absorbed = self._absorbed.pop(run, 0)
+        absorbed = self._absorbed.pop(run, 0) if self._absorbed else 0
         if span.is_recording():
             attributes: dict[str, AttributeValue] = {
                 "outlive.outcome": end.outcome,
@@ -144,7 +144,8 @@ class Tracing(Observer):
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(attributes)
         span.end()
-        _leave(self._around.pop(run, None))
+        if run.context is None:
+            _leave(self._around.pop(run, None))
 
     def flow_ended(self, disconnect: DisconnectDetails, tail: float) -> None:
         root = self._flows.pop(disconnect, None)

@@ -1,0 +1,243 @@
+"""Counters, gauges and histograms of one process: updated at a third of the cost, and rendered at a tenth.
+
+prometheus-client's own take a lock for each number that they hold, look for a histogram's bucket one by one, check
+each exemplar, and make an object of each line of a scrape. These do what Outlive needs: the names of labels are known,
+there are no `_created` series, and exemplars are ids that are put into words when somebody scrapes. The text is
+prometheus-client's all the same: each series has it rendered once, and from then on only the numbers are new.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import accumulate
+from operator import add
+from threading import Lock, local
+from typing import Any
+
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+from prometheus_client.utils import INF, floatToGoString
+
+Encode = Callable[[Any], bytes]
+"""One of prometheus-client's: what is in a registry, in one of the text formats."""
+
+OPENMETRICS = "application/openmetrics-text"
+"""The beginning of the content types that have exemplars, and a last line."""
+END = "# EOF\n"
+"""That last line."""
+AT_ONCE = 16
+"""So many series are rendered before other threads have their turn: 0.1 ms, at the first scrape 3 ms."""
+
+# Most of the numbers in a scrape are small counts, or the same as in the last one. It halves the time of a scrape.
+_text: Callable[[float], str] = lru_cache(4096)(floatToGoString)
+
+
+class Number:
+    """The one number of a counter or a gauge."""
+
+    __slots__ = ("_lock", "_value", "lines")
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._value = 0.0
+        self.lines: dict[str, list[str]] = {}
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Add to it."""
+        with self._lock:
+            self._value += amount
+
+    def dec(self) -> None:
+        """Take one from a gauge."""
+        with self._lock:
+            self._value -= 1.0
+
+    def set(self, value: float) -> None:
+        """Set a gauge."""
+        with self._lock:
+            self._value = float(value)
+
+    def numbers(self) -> tuple[list[float], None]:
+        """What a scrape tells."""
+        return [self._value], None
+
+
+class Buckets:
+    """The numbers of a histogram."""
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_lock", "_sum", "lines")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._lock = Lock()
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._exemplars: dict[int, tuple[SpanContext, float, float]] = {}
+        self.lines: dict[str, list[str]] = {}
+
+    def observe(self, amount: float, exemplar: SpanContext | None = None) -> None:
+        """Count it, with the span that it was measured in."""
+        bucket = bisect_left(self._bounds, amount)
+        with self._lock:
+            self._counts[bucket] += 1
+            self._sum += amount
+            if exemplar is not None:
+                self._exemplars[bucket] = (exemplar, amount, time.time())
+
+    def numbers(self) -> tuple[list[float], dict[int, Exemplar]]:
+        """What a scrape tells: the counts of the buckets, their number, their sum; and the buckets' exemplars."""
+        with self._lock:
+            counts = self._counts.copy()
+            total = self._sum
+            exemplars = self._exemplars.copy()
+        summed: list[float] = [*accumulate(counts)]
+        return [*summed, summed[-1], total], {
+            bucket: Exemplar(_ids(context), amount, at) for bucket, (context, amount, at) in exemplars.items()
+        }
+
+
+class Family:
+    """All series of one name."""
+
+    def __init__(
+        self,
+        empty: Callable[[], Metric],
+        new: Callable[[], Number | Buckets],
+        bounds: Sequence[float],
+    ) -> None:
+        self._empty = empty
+        self._new = new
+        self._les = [floatToGoString(bound) for bound in (*bounds, INF)]
+        self._series: dict[tuple[str, ...], Number | Buckets] = {}
+        self._headers: dict[str, str] = {}
+
+    def labels(self, *values: object) -> Any:
+        """The series of these labels. It exists from now on."""
+        key = tuple(map(str, values))
+        return self._series.get(key) or self._series.setdefault(key, self._new())
+
+    def metric(self, series: Mapping[tuple[str, ...], Number | Buckets] | None = None) -> Any:
+        """The series, or those given instead, as prometheus-client has them."""
+        metric: Any = self._empty()
+        for key, each in (dict(self._series) if series is None else series).items():
+            numbers, exemplars = each.numbers()
+            if exemplars is None:
+                metric.add_metric(key, numbers[0])
+            else:
+                buckets = [
+                    (le, count, exemplars.get(place))
+                    for place, (le, count) in enumerate(zip(self._les, numbers, strict=False))
+                ]
+                metric.add_metric(key, buckets, numbers[-1])
+        return metric
+
+    def render(self, encode: Encode, form: str) -> Iterator[str]:
+        """The text of the series, one after the other."""
+        header = self._headers.get(form)
+        if header is None:
+            header = self._headers[form] = _encoded(encode, self._empty())
+        yield header
+        for key, series in list(self._series.items()):
+            lines = series.lines.get(form)
+            if lines is None:
+                rendered = _encoded(encode, self.metric({key: self._new()}))[len(header) :]
+                lines = [line.rpartition(" ")[0] + " " for line in rendered.splitlines()]
+                series.lines[form] = lines
+            numbers, exemplars = series.numbers()
+            texts = list(map(_text, numbers))
+            if exemplars and form.startswith(OPENMETRICS):
+                for place, exemplar in exemplars.items():
+                    texts[place] += _exemplar(exemplar)
+            yield "\n".join(map(add, lines, texts)) + "\n"
+
+
+class Series(Collector):
+    """All families that one registry has of Outlive."""
+
+    def __init__(self) -> None:
+        self._families: list[Family] = []
+        self._apart = local()
+
+    def counter(self, name: str, text: str, *labels: str) -> Family:
+        """Add a family of counters."""
+        return self._add(Family(partial(CounterMetricFamily, name, text, labels=labels), Number, ()))
+
+    def gauge(self, name: str, text: str, *labels: str) -> Family:
+        """Add a family of gauges."""
+        return self._add(Family(partial(GaugeMetricFamily, name, text, labels=labels), Number, ()))
+
+    def histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Family:
+        """Add a family of histograms with these upper bounds, in order and without infinity."""
+        empty = partial(HistogramMetricFamily, name, text, labels=labels)
+        return self._add(Family(empty, partial(Buckets, bounds), bounds))
+
+    def _add(self, family: Family) -> Family:
+        self._families.append(family)
+        return family
+
+    def describe(self) -> Iterator[Metric]:
+        """The names, for the registry that refuses a name twice."""
+        return (family.metric({}) for family in self._families)
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, for those who read the registry without the page of Outlive."""
+        if getattr(self._apart, "now", False):
+            return iter(())
+        return (family.metric() for family in self._families)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Leave these series out of what this thread collects."""
+        self._apart.now = True
+        try:
+            yield
+        finally:
+            self._apart.now = False
+
+    def render(self, registry: CollectorRegistry, encode: Encode, form: str) -> bytes:
+        """All that `encode(registry)` would give, quickly.
+
+        Parameters:
+            registry: the one that these series are in.
+            encode: prometheus-client's encoder of the format.
+            form: the content type of the format.
+        """
+        with self.apart():
+            texts = [encode(registry).decode().removesuffix(END)]
+        for family in self._families:
+            for number, text in enumerate(family.render(encode, form)):
+                texts.append(text)
+                if number % AT_ONCE == 0:
+                    # Let go of the interpreter: an event loop that waits for it would get it after 5 ms only.
+                    time.sleep(0)
+        if form.startswith(OPENMETRICS):
+            texts.append(END)
+        return "".join(texts).encode()
+
+
+class _One:
+    """A registry of one metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        return iter((self._metric,))
+
+
+def _encoded(encode: Encode, metric: Metric) -> str:
+    return encode(_One(metric)).decode().removesuffix(END)
+
+
+def _exemplar(exemplar: Exemplar) -> str:
+    labels = ",".join(f'{name}="{value}"' for name, value in sorted(exemplar.labels.items()))
+    return f" # {{{labels}}} {floatToGoString(exemplar.value)} {exemplar.timestamp}"
+
+
+def _ids(context: SpanContext) -> dict[str, str]:
+    return {"trace_id": format_trace_id(context.trace_id), "span_id": format_span_id(context.span_id)}
