@@ -1,6 +1,7 @@
 """OpenTelemetry spans: each disconnect flow is a small trace of its own."""
 
 from importlib.metadata import version
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -38,15 +39,8 @@ class Tracing(Observer):
         context = self._span_context(what)
         return ids(context) if context is not None and context.is_valid else {}
 
-    def _span_context(self, what: object) -> SpanContext | None:
-        span: Span | None = None
-        match what:
-            case RunDetails():
-                span = self._runs.get(what)
-            case DisconnectDetails():
-                span = self._flows.get(what)
-            case ConnectionDetails():
-                span = self._connections.get(what)
+    def _span_context(self, what: Any) -> SpanContext | None:
+        span = self._runs.get(what) or self._flows.get(what) or self._connections.get(what)
         return None if span is None else span.get_span_context()
 
     def connection_opened(self, connection: ConnectionDetails) -> None:
