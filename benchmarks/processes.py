@@ -13,7 +13,7 @@ def ask(module: str, *arguments: object) -> Any:
         subprocess.CalledProcessError: it failed; what it said about it is on standard error.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - a module of ours
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 

@@ -9,6 +9,7 @@ CONTENDERS: list[Contender] = [
     outlive.TASK,
     outlive.SCOPE,
     aiojobs.AIOJOBS,
+    aiojobs.SPANS,
     anyio.SCOPE,
     starlette.BACKGROUND,
     taskiq.TASKIQ,

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import aiojobs
 from opentelemetry.instrumentation.asyncio import AsyncioInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from benchmarks.contenders.contender import TIMEOUT, Contender, Telemetry, Ways, Work
 from benchmarks.contenders.floor import Told
@@ -17,14 +20,21 @@ NAMES = "OTEL_PYTHON_ASYNCIO_COROUTINE_NAMES_TO_TRACE"
 
 
 class Instrumented:
-    """asyncio's functions, replaced for the time of a measurement: they would slow down the others too."""
+    """asyncio's functions, replaced for the time of a measurement: they would slow down the others too.
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    Parameters:
+        telemetry: for the sampler.
+        metrics: whether the instrumentation's own metrics, a counter and a histogram, have a provider.
+    """
+
+    def __init__(self, telemetry: Telemetry, *, metrics: bool) -> None:
         self._provider = telemetry.provider()
+        readers = [InMemoryMetricReader()] if metrics else []
+        self._meters = MeterProvider(readers, shutdown_on_exit=False)
 
     def __enter__(self) -> None:
         os.environ[NAMES] = "traced"
-        AsyncioInstrumentor().instrument(tracer_provider=self._provider)
+        AsyncioInstrumentor().instrument(tracer_provider=self._provider, meter_provider=self._meters)
 
     def __exit__(self, *_error: object) -> None:
         AsyncioInstrumentor().uninstrument()
@@ -32,7 +42,7 @@ class Instrumented:
 
 
 @asynccontextmanager
-async def _aiojobs(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
+async def _aiojobs(work: Work, telemetry: Telemetry, *, metrics: bool) -> AsyncGenerator[Ways]:
     told = None if telemetry is Telemetry.OFF else Told(telemetry)
 
     async def bounded() -> None:
@@ -40,7 +50,7 @@ async def _aiojobs(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
             await work()
 
     async def traced(submitted: float) -> None:
-        # The instrumentation makes the span; its ids aren't known here, so there is no exemplar.
+        # The instrumentation makes the span around this; its ids aren't known here, so there is no exemplar.
         assert told is not None
         started = perf_counter()
         told.running.inc()
@@ -50,9 +60,10 @@ async def _aiojobs(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
         finally:
             told.running.dec()
             told.runs.inc()
-            told.duration.observe(perf_counter() - started)
+            if not metrics:
+                told.duration.observe(perf_counter() - started)
 
-    def coroutine() -> Any:
+    def coroutine() -> Coroutine[Any, Any, None]:
         return bounded() if told is None else traced(perf_counter())
 
     async with aiojobs.Scheduler(limit=None) as scheduler:
@@ -65,17 +76,26 @@ async def _aiojobs(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
             for _ in range(number):
                 await scheduler.spawn(coroutine())
 
-        yield Ways(
-            awaited,
-            submitted,
-            None if told is None else told.count,
-            nullcontext if told is None else lambda: Instrumented(telemetry),
-        )
+        if told is None:
+            yield Ways(awaited, submitted)
+        else:
+            instrumented = Instrumented(telemetry, metrics=metrics)
+            yield Ways(awaited, submitted, told.count, lambda: instrumented)
 
 
+LEFT_OUT = (
+    "exemplars, attributes and outcomes of spans; rejection instead of waiting; outcomes of shielded jobs whose caller "
+    "was cancelled"
+)
 AIOJOBS = Contender(
-    "aiojobs",
-    "exemplars, attributes and outcomes of spans, rejection instead of waiting, accounts of shielded jobs",
+    "aiojobs + asyncio instrumentation",
+    LEFT_OUT,
     tuple(Telemetry),
-    _aiojobs,
+    partial(_aiojobs, metrics=True),
+)
+SPANS = Contender(
+    "the same, its spans only",
+    LEFT_OUT + "; the instrumentation's metrics, which here go nowhere",
+    (Telemetry.UNSAMPLED, Telemetry.SAMPLED),
+    partial(_aiojobs, metrics=False),
 )

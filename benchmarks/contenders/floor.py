@@ -32,7 +32,7 @@ class Told:
     async def around(self, call: Callable[[], Awaitable[Any]], submitted: float) -> None:
         """Make the call and tell of it."""
         started = perf_counter()
-        attributes = {"outlive.task": "work", "outlive.timeout": TIMEOUT}
+        attributes: dict[str, str | float] = {"outlive.task": "work", "outlive.timeout": TIMEOUT}
         with self.tracer.start_as_current_span("work", attributes=attributes) as span:
             self.running.inc()
             self.wait.observe(started - submitted)

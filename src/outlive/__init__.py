@@ -1,5 +1,7 @@
 """Async work that must outlive its connection: finished, bounded and visible."""
 
+from typing import TYPE_CHECKING
+
 from outlive.errors import (
     DeclarationError,
     InstallError,
@@ -9,7 +11,6 @@ from outlive.errors import (
     RunRejected,
     RunTimedOut,
 )
-from outlive.fastapi import AfterDisconnect, Outlive
 from outlive.observer import (
     ConnectionDetails,
     DisconnectDetails,
@@ -22,6 +23,9 @@ from outlive.observer import (
 from outlive.outcomes import Cause, ConnectionRejection, Outcome, Rejection, State, Transport
 from outlive.runner import Counts
 from outlive.tasks import Run, Task
+
+if TYPE_CHECKING:
+    from outlive.fastapi import AfterDisconnect, Outlive
 
 __all__ = [
     "AfterDisconnect",
@@ -50,3 +54,16 @@ __all__ = [
     "TaskDetails",
     "Transport",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # FastAPI takes a quarter of a second to import. The command line's --help, and what only needs the types, don't.
+    if name in ("AfterDisconnect", "Outlive"):
+        from outlive import fastapi  # noqa: PLC0415 - that is the point
+
+        return getattr(fastapi, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "AfterDisconnect", "Outlive"]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 try:
     import typer
-    from rich.console import Console, RenderableType
 except ModuleNotFoundError as missing:  # the library without its extras
     sys.exit(f"the command line needs {missing.name}: pip install 'outlive[service]'")
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from outlive_service.demo import Demo
     from outlive_service.settings import Settings
     from outlive_service.storm import Aftermath
@@ -382,6 +383,7 @@ def chosen(option: str, words: list[str] | None, known: tuple[Named, ...]) -> tu
 async def perform(play: "Demo", seconds: float | None, *, quiet: bool, picture: Path | None) -> None:
     """Play the demo, with or without a live view."""
     import httpx
+    from rich.console import Console
     from rich.live import Live
 
     from outlive_service.demo import Observatory

@@ -72,8 +72,10 @@ class RunDetails(NamedTuple):
     flow: DisconnectDetails | None
     """The disconnect that caused the run; None where the run was submitted on an open connection, or on none."""
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+
+# Each is itself, as it would be as an object. (In the class's body, a named tuple has room for fields only.)
+RunDetails.__eq__ = object.__eq__  # type: ignore[method-assign]
+RunDetails.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class RunEnd(NamedTuple):

@@ -46,9 +46,21 @@ def output(python: Path, *arguments: str) -> str:
 
 
 def test_the_library_works_and_pulls_in_nothing_of_the_template(python: Path) -> None:
-    loaded = set(output(python, "-c", "import outlive, sys; print(*sys.modules)").split())
+    loaded = set(output(python, "-c", "import outlive, sys; outlive.Outlive; print(*sys.modules)").split())
     assert "outlive.fastapi" in loaded
     assert not FOREIGN & loaded
+
+
+def test_what_takes_long_to_import_comes_with_its_first_use(python: Path) -> None:
+    script = (
+        "import sys, outlive\n"
+        "assert set(outlive.__all__) <= set(dir(outlive))\n"
+        "print(*sys.modules)\n"
+        "print(outlive.Outlive.__module__, outlive.AfterDisconnect is not None, hasattr(outlive, 'nothing'))"
+    )
+    modules, used = output(python, "-c", script).splitlines()
+    assert not {"fastapi", "prometheus_client", "opentelemetry"} & set(modules.split())
+    assert used == "outlive.fastapi True False"
 
 
 def test_nothing_of_the_template_is_installed_along(python: Path) -> None:

@@ -88,7 +88,9 @@ def test_the_numbers_are_those_of_prometheus_client(
         Gauge("running", 'Those that\nrun, "now".', ("task",), registry=theirs),
         Histogram("took_seconds", "Time.", ("task", "outcome"), registry=theirs, buckets=BOUNDS),
         Histogram("lag_seconds", "Lag.", registry=theirs, buckets=BOUNDS),
-        lambda number: {"span_id": f"{number + 1:016x}", "trace_id": f"{number:032x}"} if number % 2 else None,
+        lambda number: (
+            {"span_id": f"{number + 1:016x}", "trace_id": f"{number:032x}"} if number % 2 else None
+        ),
     )
     created = [line for line in encoded(theirs, accept).splitlines() if "_created" in line]
     wanted = [line for line in encoded(theirs, accept).splitlines() if line not in created]

@@ -55,7 +55,9 @@ class Tracing(Observer):
 
     def run_submitted(self, run: RunDetails) -> None:
         context = run.context
-        surroundings = otel_context.get_current() if context is None else context.run(otel_context.get_current)
+        surroundings = (
+            otel_context.get_current() if context is None else context.run(otel_context.get_current)
+        )
         within, links = surroundings, None
         if run.task.trace == "link":
             links = _links(trace.get_current_span(surroundings))
