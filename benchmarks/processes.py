@@ -6,14 +6,18 @@ import sys
 from typing import Any
 
 
+def command(module: str, *arguments: object) -> list[str]:
+    """The command that runs a module of the benchmarks."""
+    return [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+
+
 def ask(module: str, *arguments: object) -> Any:
     """Run a module of the benchmarks and read what it prints.
 
     Raises:
         subprocess.CalledProcessError: it failed; what it said about it is on standard error.
     """
-    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command(module, *arguments), stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 

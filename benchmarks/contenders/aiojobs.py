@@ -10,6 +10,8 @@ from typing import Any
 
 import aiojobs
 from opentelemetry.instrumentation.asyncio import AsyncioInstrumentor
+from opentelemetry.metrics import MeterProvider as AnyMeterProvider
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -29,8 +31,9 @@ class Instrumented:
 
     def __init__(self, telemetry: Telemetry, *, metrics: bool) -> None:
         self._provider = telemetry.provider()
-        readers = [InMemoryMetricReader()] if metrics else []
-        self._meters = MeterProvider(readers, shutdown_on_exit=False)
+        self._meters: AnyMeterProvider = NoOpMeterProvider()
+        if metrics:
+            self._meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
 
     def __enter__(self) -> None:
         os.environ[NAMES] = "traced"

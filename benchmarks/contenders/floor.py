@@ -103,8 +103,8 @@ async def _floor(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
 
 BARE = Contender(
     "bare shield + timeout",
-    "telemetry, outcomes, bounds, a drain, an owner",
-    (Telemetry.OFF,),
+    "telemetry, whatever the others have; outcomes, bounds, a drain, an owner",
+    tuple(Telemetry),
     _bare,
 )
 FLOOR = Contender(
