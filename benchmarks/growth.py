@@ -12,12 +12,9 @@ from statistics import median
 from time import thread_time
 from typing import Any
 
-from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
-
 from benchmarks.contenders.contender import Telemetry, Work
+from benchmarks.contenders.outlive import open_outlive
 from benchmarks.processes import answer, ask, command
-from outlive import Outlive
 
 LOADS = (100, 1_000, 10_000, 100_000)
 BATCH = 200
@@ -44,31 +41,23 @@ class Growth:
 
 @asynccontextmanager
 async def _outlive(telemetry: Telemetry) -> AsyncGenerator[tuple[Start, Callable[[], Awaitable[object]]]]:
-    outlive = Outlive(
-        max_running=1_000_000,
-        registry=CollectorRegistry(),
-        tracer_provider=telemetry.provider(),
-        telemetry=telemetry is not Telemetry.OFF,
-    )
-    app = FastAPI()
-    outlive.install(app)
+    async with open_outlive(telemetry, max_running=1_000_000) as outlive:
 
-    @outlive.task(timeout=HELD_FOR)
-    async def held(work: Callable[[], Awaitable[object]]) -> None:
-        await work()
+        @outlive.task(timeout=HELD_FOR)
+        async def held(work: Callable[[], Awaitable[object]]) -> None:
+            await work()
 
-    work = Work()
+        work = Work()
 
-    @outlive.task(timeout=5.0)
-    async def short() -> None:
-        await work()
+        @outlive.task(timeout=5.0)
+        async def short() -> None:
+            await work()
 
-    async with app.router.lifespan_context(app):
         yield held.submit, short
 
 
 @asynccontextmanager
-async def _bare(deadlines: bool) -> AsyncGenerator[tuple[Start, Callable[[], Awaitable[object]]]]:  # noqa: FBT001 - private
+async def _bare(deadlines: bool) -> AsyncGenerator[tuple[Start, Callable[[], Awaitable[object]]]]:
     tasks: set[asyncio.Task[object]] = set()
     work = Work()
 

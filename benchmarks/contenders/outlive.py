@@ -11,9 +11,10 @@ from outlive import Outcome, Outlive
 
 
 @asynccontextmanager
-async def open_outlive(telemetry: Telemetry) -> AsyncGenerator[Outlive]:
-    """An Outlive on an app that has been started, with nothing set but the telemetry."""
+async def open_outlive(telemetry: Telemetry, max_running: int = 1_000) -> AsyncGenerator[Outlive]:
+    """An Outlive on an app that has been started."""
     outlive = Outlive(
+        max_running=max_running,
         registry=CollectorRegistry(),
         tracer_provider=telemetry.provider(),
         telemetry=telemetry is not Telemetry.OFF,

@@ -14,7 +14,7 @@ from outlive.telemetry.series import Series
 
 BOUNDS = (0.005, 0.5, 10.0)
 NUMBERS = (0.0, 0.005, 0.0051, 0.5, 7, 1e9, 123456.75, 1e-9)
-AWKWARD = ('a "quoted" one', "back\\slash", "two words # {", "ü")
+AWKWARD = ('a "quoted" one', "back\\slash", "two words # {", "100 %s", "a\nline", "ü")
 CLASSIC = "text/plain"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

@@ -31,17 +31,20 @@ class Tracing(Observer):
 
     def exemplar(self, what: object) -> SpanContext | None:
         """A run's, a connection's or a disconnect flow's span, if it is sampled and hasn't ended."""
-        context = self._span_context(what)
-        return context if context is not None and context.trace_flags.sampled else None
+        span = self._span(what)
+        if span is None or not (span.is_recording() or isinstance(what, ConnectionDetails)):
+            return None
+        context = span.get_span_context()
+        return context if context.trace_flags.sampled else None
 
     def ids(self, what: object) -> dict[str, str]:
         """The ids of that span for logs: sampled or not, and empty where there is no trace."""
-        context = self._span_context(what)
+        span = self._span(what)
+        context = None if span is None else span.get_span_context()
         return ids(context) if context is not None and context.is_valid else {}
 
-    def _span_context(self, what: Any) -> SpanContext | None:
-        span = self._runs.get(what) or self._flows.get(what) or self._connections.get(what)
-        return None if span is None else span.get_span_context()
+    def _span(self, what: Any) -> Span | None:
+        return self._runs.get(what) or self._flows.get(what) or self._connections.get(what)
 
     def connection_opened(self, connection: ConnectionDetails) -> None:
         span = trace.get_current_span()
@@ -139,7 +142,7 @@ class Tracing(Observer):
                 attributes["error.type"] = end.error_type
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(attributes)
-        span.end()
+            span.end()
         if run.context is None:
             _leave(self._around.pop(run, None))
 
