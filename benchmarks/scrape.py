@@ -19,7 +19,7 @@ from benchmarks.contenders.contender import Telemetry
 from benchmarks.processes import answer, ask
 from outlive import Outlive
 from outlive.telemetry import metrics
-from outlive.telemetry.series import Buckets
+from outlive.telemetry.series import Buckets, Encode
 
 TASKS = (10, 100, 1_000)
 ACCEPT = "application/openmetrics-text; version=1.0.0"
@@ -76,7 +76,7 @@ class Service:
         """How often the event loop's lag was measured, and how often it was above 5 ms."""
         # Not through the registry: to read all of it would itself hold up the event loop.
         lag: Buckets = metrics._families[self.registry].lag  # noqa: SLF001
-        numbers, _ = lag.numbers()
+        _, numbers, _ = lag.numbers()
         looks = int(numbers[-2])
         return looks, looks - int(numbers[metrics.LAG_SECONDS.index(0.005)])
 
@@ -87,6 +87,7 @@ async def _work(_seconds: float) -> None:
 
 async def _measure(tasks: int, rounds: int) -> Scrape:
     service = Service(tasks)
+    encode: Encode
     encode, form = choose_encoder(ACCEPT)
     async with service.app.router.lifespan_context(service.app):
         took: dict[str, list[float]] = {"ours": [], "encoder": []}
