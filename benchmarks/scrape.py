@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -19,7 +20,7 @@ from benchmarks.contenders.contender import Telemetry
 from benchmarks.processes import answer, ask
 from outlive import Outlive
 from outlive.telemetry import metrics
-from outlive.telemetry.series import Buckets, Encode
+from outlive.telemetry.series import Buckets
 
 TASKS = (10, 100, 1_000)
 ACCEPT = "application/openmetrics-text; version=1.0.0"
@@ -87,17 +88,17 @@ async def _work(_seconds: float) -> None:
 
 async def _measure(tasks: int, rounds: int) -> Scrape:
     service = Service(tasks)
-    encode: Encode
     encode, form = choose_encoder(ACCEPT)
+    renders: dict[str, Callable[[], bytes]] = {
+        "ours": lambda: metrics.scrape(service.registry, encode, form),
+        "encoder": lambda: encode(service.registry),
+    }
     async with service.app.router.lifespan_context(service.app):
-        took: dict[str, list[float]] = {"ours": [], "encoder": []}
+        took: dict[str, list[float]] = {name: [] for name in renders}
         text = b""
         for _ in range(rounds):
             await service.run_each()
-            for name, render in (
-                ("ours", lambda: metrics.scrape(service.registry, encode, form)),
-                ("encoder", lambda: encode(service.registry)),
-            ):
+            for name, render in renders.items():
                 began = thread_time()
                 text = render()
                 took[name].append((thread_time() - began) * 1000)
