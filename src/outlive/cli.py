@@ -333,6 +333,7 @@ def conformance(
 
     The exit status is 0 only if Outlive keeps every promise in every cell.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     try:

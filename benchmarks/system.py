@@ -1,0 +1,113 @@
+"""Servers side by side: messages, requests and streams a second, the slowest of them, and the CPU time of each."""
+
+import asyncio
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+from benchmarks.applications import DRESSES, OUTLIVE
+from benchmarks.load import KINDS, Asking, connect, drive
+from benchmarks.processes import command, loop_factory
+
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Served:
+    """One dress and one kind of answers."""
+
+    kind: str
+    dress: str
+    per_second: float
+    p99_milliseconds: float
+    cpu_microseconds: float
+    """Of the server, for each answer."""
+    outlive_per_second: float
+    """Outlive's answers a second as a multiple of it; as all numbers here the median of all rounds."""
+    outlive_p99: float
+    outlive_cpu: float
+    answers: int
+
+
+@contextmanager
+def server(module: str, *arguments: object) -> Iterator[int]:
+    """Start a server in a process of its own; gives its port."""
+    process = subprocess.Popen(command(module, *arguments), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class Lane:
+    """One server, and what was measured of it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.rates: list[float] = []
+        self.p99s: list[float] = []
+        self.cpus: list[float] = []
+        self.answers = 0
+        self._connected: list[Asking] = []
+
+    async def connect(self, kind: str) -> None:
+        """Open the connections, and let the server get warm."""
+        self._connected = await connect(kind, self._port, CONNECTIONS)
+        await drive(self._connected, 0.2)
+
+    async def go(self, seconds: float) -> None:
+        """Measure one round."""
+        before = self._cpu()
+        rate, latencies = await drive(self._connected, seconds)
+        self.cpus.append((self._cpu() - before) / len(latencies) * 1e6)
+        self.rates.append(rate)
+        self.p99s.append(quantiles(latencies, n=100)[98] * 1000)
+        self.answers += len(latencies)
+
+    def _cpu(self) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/cpu") as response:
+            return float(response.read())
+
+
+async def _measure(kind: str, lanes: dict[str, Lane], rounds: int, seconds: float) -> None:
+    for lane in lanes.values():
+        await lane.connect(kind)
+    order = list(lanes.values())
+    for number in range(rounds):
+        for place in range(len(order)):
+            await order[(number + place) % len(order)].go(seconds)
+
+
+def measure(rounds: int, seconds: float) -> list[Served]:
+    """Measure all dresses in rounds, in which each has so many seconds."""
+    found = []
+    for kind in KINDS:
+        with ExitStack() as stack:
+            lanes = {dress: Lane(stack.enter_context(server("applications", dress))) for dress in DRESSES}
+            with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
+                runner.run(_measure(kind, lanes, rounds, seconds))
+        ours = lanes[OUTLIVE]
+        for dress, lane in lanes.items():
+            found.append(
+                Served(
+                    kind,
+                    dress,
+                    median(lane.rates),
+                    median(lane.p99s),
+                    median(lane.cpus),
+                    _ratio(ours.rates, lane.rates),
+                    _ratio(ours.p99s, lane.p99s),
+                    _ratio(ours.cpus, lane.cpus),
+                    lane.answers,
+                )
+            )
+    return found
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return median(our / their for our, their in zip(ours, theirs, strict=True))
