@@ -8,16 +8,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from benchmarks.applications import DRESSES, OUTLIVE
+from benchmarks.applications import ALONE, CONTRIB, DRESSES, NATIVE, OUTLIVE, PLAIN, SPAN
 from benchmarks.load import KINDS, Asking, connect, drive
 from benchmarks.processes import command, loop_factory
 
 CONNECTIONS = 8
 
 
+# Like with like: where one has a span of the server, the other has it too.
+COMPARED = ((ALONE, PLAIN), (OUTLIVE, SPAN), (OUTLIVE, NATIVE), (OUTLIVE, CONTRIB), (OUTLIVE, PLAIN))
+
+
 @dataclass(frozen=True)
 class Served:
-    """One dress and one kind of answers."""
+    """One dress and one kind of answers; the medians of all rounds."""
 
     kind: str
     dress: str
@@ -25,11 +29,18 @@ class Served:
     p99_milliseconds: float
     cpu_microseconds: float
     """Of the server, for each answer."""
-    outlive_per_second: float
-    """Outlive's answers a second as a multiple of it; as all numbers here the median of all rounds."""
-    outlive_p99: float
-    outlive_cpu: float
-    answers: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One dress as a multiple of another: the medians of the rounds' ratios."""
+
+    kind: str
+    dress: str
+    other: str
+    per_second: float
+    p99: float
+    cpu: float
 
 
 @contextmanager
@@ -52,7 +63,6 @@ class Lane:
         self.rates: list[float] = []
         self.p99s: list[float] = []
         self.cpus: list[float] = []
-        self.answers = 0
         self._connected: list[Asking] = []
 
     async def connect(self, kind: str) -> None:
@@ -67,7 +77,6 @@ class Lane:
         self.cpus.append((self._cpu() - before) / len(latencies) * 1e6)
         self.rates.append(rate)
         self.p99s.append(quantiles(latencies, n=100)[98] * 1000)
-        self.answers += len(latencies)
 
     def _cpu(self) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/cpu") as response:
@@ -83,30 +92,31 @@ async def _measure(kind: str, lanes: dict[str, Lane], rounds: int, seconds: floa
             await order[(number + place) % len(order)].go(seconds)
 
 
-def measure(rounds: int, seconds: float) -> list[Served]:
+def measure(rounds: int, seconds: float) -> tuple[list[Served], list[Compared]]:
     """Measure all dresses in rounds, in which each has so many seconds."""
-    found = []
+    served, compared = [], []
     for kind in KINDS:
         with ExitStack() as stack:
             lanes = {dress: Lane(stack.enter_context(server("applications", dress))) for dress in DRESSES}
             with asyncio.Runner(loop_factory=loop_factory("uvloop")) as runner:
                 runner.run(_measure(kind, lanes, rounds, seconds))
-        ours = lanes[OUTLIVE]
-        for dress, lane in lanes.items():
-            found.append(
-                Served(
+        served += [
+            Served(kind, dress, median(lane.rates), median(lane.p99s), median(lane.cpus))
+            for dress, lane in lanes.items()
+        ]
+        for dress, other in COMPARED:
+            ours, theirs = lanes[dress], lanes[other]
+            compared.append(
+                Compared(
                     kind,
                     dress,
-                    median(lane.rates),
-                    median(lane.p99s),
-                    median(lane.cpus),
-                    _ratio(ours.rates, lane.rates),
-                    _ratio(ours.p99s, lane.p99s),
-                    _ratio(ours.cpus, lane.cpus),
-                    lane.answers,
+                    other,
+                    _ratio(ours.rates, theirs.rates),
+                    _ratio(ours.p99s, theirs.p99s),
+                    _ratio(ours.cpus, theirs.cpus),
                 )
             )
-    return found
+    return served, compared
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:

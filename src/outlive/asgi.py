@@ -32,8 +32,16 @@ RETRY_AFTER = 5
 """Seconds after which a client that wasn't let in may try again."""
 FULL = PlainTextResponse("too many connections", 503, {"retry-after": str(RETRY_AFTER)})
 
-LAST = ("websocket.close", "http.response.pathsend", "http.response.zerocopysend")
-BODIES = ("http.response.body", "websocket.http.response.body")
+LAST = frozenset(
+    {
+        "http.response.body",
+        "http.response.pathsend",
+        "http.response.zerocopysend",
+        "websocket.close",
+        "websocket.http.response.body",
+    }
+)
+"""Messages after which there are none, unless they say that there is more."""
 
 
 class ConnectionMiddleware:
@@ -182,14 +190,10 @@ class Channel:
         self._watch: asyncio.Task[None] | None = None
         self._kept: deque[Message] = deque()
         self._kept_size = 0
-        self._arrived = asyncio.Event()
+        self._arrived: asyncio.Event | None = None
         self._told = True
-        self._body_expected = not self._websocket and any(
-            name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
-        )
-        # Before 2.4 a send after a disconnect is silently dropped, and Starlette relies on either.
-        version = scope.get("asgi", {}).get("spec_version", "2.0")
-        self._spec_version = tuple(map(int, version.split(".")))
+        self._scope = scope
+        self._more_body: bool | None = None
 
     async def receive(self) -> Message:
         """The handler's receive."""
@@ -199,7 +203,15 @@ class Channel:
         if self._watch is not None or self._kept:
             message = await self._receive_kept()
         else:
-            message = await self._receive_fresh()
+            # Not by `_receive_fresh`: one coroutine less for each message.
+            self._receiving += 1
+            try:
+                message = await self._receive()
+            finally:
+                self._receiving -= 1
+            if message["type"] == "websocket.receive":
+                return message
+            self._look_at(message)
         if message["type"].endswith(".disconnect"):
             try:
                 await self._turnstile.go_through()
@@ -223,7 +235,7 @@ class Channel:
         self._receiving += 1
         try:
             while self._watch is not None and not self._kept:
-                self._arrived.clear()
+                self._arrived = asyncio.Event()
                 await self._arrived.wait()
         finally:
             self._receiving -= 1
@@ -245,14 +257,11 @@ class Channel:
             status = message["status"]
             # What isn't a status is refused by the server, and must not become a label.
             self._status = status if isinstance(status, int) and 100 <= status < 600 else None
-            if any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in message.get("headers", ())
-            ):
+            if _streams_events(message):
                 self.connection.transport = Transport.SSE
                 self._tell_identity()
         # Noted before it is sent: a server may wait in its last send, and tell whoever receives meanwhile of the end.
-        self._ending = kind in LAST or (kind in BODIES and not message.get("more_body", False))
+        self._ending = kind in LAST and not message.get("more_body", False)
         try:
             await self._send(message)
         except Exception as error:
@@ -280,7 +289,11 @@ class Channel:
 
     def _raises_at(self, message: Message) -> bool:
         # A plain response in one piece is dropped in silence, as the servers do: for nobody is there to stop.
-        return self._websocket or (self._spec_version >= (2, 4) and bool(message.get("more_body", False)))
+        if self._websocket:
+            return True
+        # Before 2.4 a send after a disconnect is silently dropped, and Starlette relies on either.
+        version = self._scope.get("asgi", {}).get("spec_version", "2.0")
+        return tuple(map(int, version.split("."))) >= (2, 4) and bool(message.get("more_body", False))
 
     def identify(self, *, final: bool = False) -> None:
         """Learn the route, as soon as the router has chosen it."""
@@ -302,7 +315,7 @@ class Channel:
         elif kind == "http.disconnect":
             self._disconnected(Cause.CLIENT_LOST)
         elif kind == "http.request":
-            self._body_expected = message.get("more_body", False)
+            self._more_body = message.get("more_body", False)
 
     def _disconnected(self, cause: Cause) -> None:
         if self._ended_at is None and not self._ending:
@@ -375,6 +388,18 @@ class Channel:
         watch = self._loop.create_task(self._keep(), name="outlive watch", context=Context())
         self._watch = None if watch.done() else watch
 
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+    @property
+    def _body_expected(self) -> bool:
+        if self._more_body is None:
+            return not self._websocket and any(
+                name in (b"content-length", b"transfer-encoding") for name, _ in self._scope["headers"]
+            )
+        return self._more_body
+
     @property
     def _keeps_enough(self) -> bool:
         return len(self._kept) >= MOST_KEPT or self._kept_size >= MOST_KEPT_SIZE
@@ -389,14 +414,22 @@ class Channel:
                 gone = message["type"].endswith(".disconnect")
                 self._told = not gone
                 self._look_at(message)
-                self._arrived.set()
+                self._wake()
                 # A handler that waits receives by itself from here on, at the speed of an unwatched one.
                 more = not (gone or self._receiving or self._body_expected or self._keeps_enough)
         except Exception:  # noqa: BLE001, S110 - the server will tell the handler itself, at its next receive
             pass
         finally:
             self._watch = None
-            self._arrived.set()
+            self._wake()
+
+
+def _streams_events(start: Message) -> bool:
+    for name, value in start.get("headers", ()):
+        # The length first: `lower` for each header took longer than all the rest of the look.
+        if len(name) == 12 and name.lower() == b"content-type":
+            return bytes(value).startswith(b"text/event-stream")
+    return False
 
 
 def _size(message: Message) -> int:

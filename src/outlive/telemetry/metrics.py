@@ -189,6 +189,7 @@ class _ConnectionSeries:
     """The series of one route and transport; they exist at 0 from the first connection on."""
 
     def __init__(self, families: Families, route: str, transport: Transport) -> None:
+        self.route = route
         self.open = families.connections.labels(route, transport)
         self.duration = families.connection_duration.labels(route, transport)
         self.disconnects = {cause: families.disconnects.labels(route, transport, cause) for cause in Cause}
@@ -212,7 +213,7 @@ class Metrics(Observer):
         self._tasks: dict[TaskDetails, _TaskSeries] = {}
         self._routes: dict[tuple[str, Transport], _ConnectionSeries] = {}
         self._requests: dict[tuple[str, str, int | None], Any] = {}
-        self._open: dict[ConnectionDetails, tuple[str, Transport]] = {}
+        self._open: dict[ConnectionDetails, _ConnectionSeries] = {}
         self._lag: asyncio.TimerHandle | None = None
 
     def task_declared(self, task: TaskDetails) -> None:
@@ -276,9 +277,9 @@ class Metrics(Observer):
     def connection_identified(self, connection: ConnectionDetails, route: str, transport: Transport) -> None:
         before = self._open.get(connection)
         if before is not None:
-            self._series(*before).open.dec()
-        self._open[connection] = (route, transport)
-        self._series(route, transport).open.inc()
+            before.open.dec()
+        self._open[connection] = series = self._series(route, transport)
+        series.open.inc()
 
     def _series(self, route: str, transport: Transport) -> _ConnectionSeries:
         series = self._routes.get((route, transport))
@@ -292,17 +293,16 @@ class Metrics(Observer):
     def connection_closed(
         self, connection: ConnectionDetails, duration: float, status: int | None, last_byte: float | None
     ) -> None:
-        route, transport = self._open.pop(connection)
-        ended = self._series(route, transport)
+        ended = self._open.pop(connection)
         ended.open.dec()
         ended.duration.observe(duration)
         if last_byte is not None:
             method = connection.method if connection.method in METHODS else "_OTHER"
-            key = (route, method, status)
+            key = (ended.route, method, status)
             series = self._requests.get(key)
             if series is None:
                 series = self._requests[key] = self._families.http_duration.labels(
-                    route, method, "none" if status is None else status
+                    ended.route, method, "none" if status is None else status
                 )
             series.observe(last_byte, self._exemplar(connection))
 
