@@ -1,16 +1,15 @@
 """Servers side by side: messages, requests and streams a second, the slowest of them, and the CPU time of each."""
 
 import asyncio
-import subprocess
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median, quantiles
 
 from benchmarks.applications import ALONE, CONTRIB, DRESSES, NATIVE, OUTLIVE, PLAIN, SPAN
 from benchmarks.load import KINDS, Asking, connect, drive
-from benchmarks.processes import command, loop_factory
+from benchmarks.processes import loop_factory
+from benchmarks.servers import server
 
 CONNECTIONS = 8
 
@@ -41,18 +40,6 @@ class Compared:
     per_second: float
     p99: float
     cpu: float
-
-
-@contextmanager
-def server(module: str, *arguments: object) -> Iterator[int]:
-    """Start a server in a process of its own; gives its port."""
-    process = subprocess.Popen(command(module, *arguments), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Lane:

@@ -46,7 +46,7 @@ class Instrumented:
 
 @asynccontextmanager
 async def _aiojobs(work: Work, telemetry: Telemetry, *, metrics: bool) -> AsyncGenerator[Ways]:
-    told = None if telemetry is Telemetry.OFF else Told(telemetry)
+    told = None if telemetry is Telemetry.OFF else Told(telemetry.provider())
 
     async def bounded() -> None:
         async with asyncio.timeout(TIMEOUT):

@@ -19,7 +19,7 @@ async def _scope(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
     if telemetry is Telemetry.OFF:
         yield Ways(bounded)
     else:
-        told = Told(telemetry)
+        told = Told(telemetry.provider())
         yield Ways(lambda: told.around(bounded, perf_counter()), None, told.count)
 
 

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from benchmarks.contenders.contender import TIMEOUT, Contender, Telemetry, Ways, Work
@@ -17,7 +18,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 class Told:
     """The telemetry that Outlive makes of a run, by hand: series looked up once, one span with the same attributes."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, provider: TracerProvider) -> None:
         registry = CollectorRegistry()
         labels = ("task", "outcome")
         self.runs = Counter("runs", "Runs.", labels, registry=registry).labels("work", "completed")
@@ -26,7 +27,7 @@ class Told:
         )
         self.wait = Histogram("wait", "Time.", ("task",), registry=registry, buckets=SECONDS).labels("work")
         self.running = Gauge("running", "Runs.", ("task",), registry=registry).labels("work")
-        self.tracer = telemetry.provider().get_tracer("floor")
+        self.tracer = provider.get_tracer("floor")
         self.registry = registry
 
     async def around(self, call: Callable[[], Awaitable[Any]], submitted: float) -> None:
@@ -92,7 +93,7 @@ async def _bare(work: Work, _telemetry: Telemetry) -> AsyncGenerator[Ways]:
 
 @asynccontextmanager
 async def _floor(work: Work, telemetry: Telemetry) -> AsyncGenerator[Ways]:
-    told = Told(telemetry)
+    told = Told(telemetry.provider())
 
     async def bounded() -> None:
         async with asyncio.timeout(TIMEOUT):
