@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WANTED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "outlive needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")
 
-.PHONY: help demo test test-lowest test-python reliability soak tools page-tools page-lint lint types bench lock picture screenshots live-cost clean
+.PHONY: help demo test test-lowest test-python reliability soak tools page-tools page-lint lint types bench performance lock picture screenshots live-cost clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "make page-tools    what checks the live page (needs npm)"
 	@echo "make lint    ruff; make page-lint: types, format and tests of the live page's modules"
 	@echo "make types   mypy, strict"
-	@echo "make bench   (later: see CHANGELOG.md)"
+	@echo "make bench   Outlive beside its peers and the floor (ARGS=--smoke for a minute's look)"
+	@echo "make performance    docs/performance.md from what make bench has measured"
 	@echo "make lock    renew requirements/ from pyproject.toml"
 
 .venv/pyvenv.cfg:
@@ -83,8 +84,19 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
-bench:
-	@echo "There are no benchmarks yet; they come later (see CHANGELOG.md)." >&2; exit 1
+# An environment of their own: the peers' requirements must not hold back the service's.
+.venv-bench/.ready: .venv/.dev requirements/bench.txt pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes -r requirements/bench.txt
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Half an hour on a quiet machine; a minute with ARGS=--smoke. The page is made of what it has measured.
+bench: .venv-bench/.ready
+	.venv-bench/bin/python -m benchmarks $(ARGS)
+
+performance:
+	$(PYTHON) -m benchmarks.page
 
 # Locked for every platform and Python 3.11+, with no index address in the files.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" $(LOCK_ARGS)
@@ -105,4 +117,4 @@ picture: .venv/.service
 	$(BIN)/outlive demo --seconds 12 --seed 7 --picture docs/demo.svg
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

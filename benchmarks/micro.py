@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from time import thread_time
 from typing import Any
@@ -125,11 +125,6 @@ def measure(processes: int, rounds: int) -> list[Cost]:
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
     """The median of the rounds' ratios."""
     return median(our / their for our, their in zip(ours, theirs, strict=True))
-
-
-def results(costs: Iterable[Cost]) -> list[dict[str, Any]]:
-    """The costs as plain data."""
-    return [asdict(cost) for cost in costs]
 
 
 def main(loop: str, rounds: str) -> None:

@@ -428,7 +428,7 @@ def _streams_events(start: Message) -> bool:
     for name, value in start.get("headers", ()):
         # The length first: `lower` for each header took longer than all the rest of the look.
         if len(name) == 12 and name.lower() == b"content-type":
-            return bytes(value).startswith(b"text/event-stream")
+            return bool(value.startswith(b"text/event-stream"))
     return False
 
 

@@ -214,10 +214,7 @@ class Runner:
             self._observer.run_queued(details)
 
     def _can_start(self, declared: Declared) -> bool:
-        limit = self.limits.max_running
-        return has_slot(self.running, len(self._stuck), limit) and (
-            declared.details.max_running is None or declared.has_slot
-        )
+        return self._has_slot and declared.has_slot
 
     @property
     def _has_slot(self) -> bool:
