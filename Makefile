@@ -91,12 +91,12 @@ types: .venv/.dev
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Half an hour on a quiet machine; a minute with ARGS=--smoke. The page is made of what it has measured.
+# A quarter of an hour on a quiet machine; a minute with ARGS=--smoke. The page is made of what it has measured.
 bench: .venv-bench/.ready
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
-performance:
-	$(PYTHON) -m benchmarks.page
+performance: .venv/.dev
+	$(BIN)/python -m benchmarks.page
 
 # Locked for every platform and Python 3.11+, with no index address in the files.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" $(LOCK_ARGS)

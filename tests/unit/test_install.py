@@ -10,6 +10,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
@@ -649,3 +650,27 @@ def test_under_testclient_the_run_completes_although_the_handler_is_cancelled(ou
     assert saved == [["hello"]]
     assert outlive.counts.outcomes[Outcome.COMPLETED] == 1
     assert outlive.counts.submitted == 1
+
+
+def test_without_telemetry_only_the_observers_are_told(
+    run: Any, serving: Any, registry: CollectorRegistry, recorder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "outlive")
+    outlive = Outlive(registry=registry, observers=[recorder], telemetry=False)
+
+    @outlive.task(timeout=5.0)
+    async def save() -> trace.Span:
+        return trace.get_current_span()
+
+    async def main() -> None:
+        async with serving(outlive):
+            assert await save() is trace.INVALID_SPAN
+
+    run(main())
+    assert [heard[0] for heard in recorder.of("run_submitted", "run_started", "run_ended")] == [
+        "run_submitted",
+        "run_started",
+        "run_ended",
+    ]
+    assert list(registry.collect()) == []
+    assert [record.getMessage() for record in caplog.records] == ["closed"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from outlive import Observer, Outcome, Outlive, Rejection, RunCancelled, RunRejected, RunTimedOut
 from outlive.observer import EVENTS
@@ -215,6 +216,28 @@ def test_cancelled_before_its_first_step(run: Any, serving: Any, outlive: Outliv
 
     run(main())
     assert "second" not in steps
+    assert only(outlive, Outcome.CANCELLED)
+
+
+def test_cancelled_by_a_stranger_before_its_first_step(
+    run: Any, serving: Any, outlive: Outlive, registry: CollectorRegistry
+) -> None:
+    @outlive.task(timeout=5.0)
+    async def save() -> None:
+        await asyncio.sleep(1)
+
+    async def main() -> None:
+        async with serving(outlive):
+            handle = save.submit()
+            # As asyncio.Runner does with all tasks at its end, or a debugging tool with one.
+            (work,) = (task for task in asyncio.all_tasks() if task.get_name() == "save")
+            work.cancel()
+            with pytest.raises(RunCancelled):
+                await handle
+            running = registry.get_sample_value("outlive_runs_running", {"task": "save"})
+            assert running == outlive.counts.running == 0
+
+    run(main())
     assert only(outlive, Outcome.CANCELLED)
 
 
