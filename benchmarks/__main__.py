@@ -29,37 +29,53 @@ class Suite(StrEnum):
     STORM = "storm"
 
 
-def _micro(smoke: bool) -> Results:
-    costs = micro.measure(1, 3) if smoke else micro.measure(3, 50)
+class Effort:
+    """How much is measured.
+
+    Parameters:
+        share: of the rounds of a whole run; None for a smoke run, which only shows that everything works.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        self.smoke = share is None
+        self._share = share or 0.0
+
+    def rounds(self, whole: int) -> int:
+        """So many rounds, of so many in a whole run."""
+        return 2 if self.smoke else max(2, round(whole * self._share))
+
+
+def _micro(effort: Effort) -> Results:
+    costs = micro.measure(1 if effort.smoke else 3, effort.rounds(50))
     return {"micro": plain(costs), "left_out": {one.name: one.left_out for one in CONTENDERS}}
 
 
-def _growth(smoke: bool) -> Results:
-    return {"growth": plain(growth.measure((10, 100), 3) if smoke else growth.measure(growth.LOADS, 30))}
+def _growth(effort: Effort) -> Results:
+    return {"growth": plain(growth.measure((10, 100) if effort.smoke else growth.LOADS, effort.rounds(40)))}
 
 
-def _scrape(smoke: bool) -> Results:
-    return {"scrape": plain(scrape.measure((10,), 3) if smoke else scrape.measure(scrape.TASKS, 20))}
+def _scrape(effort: Effort) -> Results:
+    return {"scrape": plain(scrape.measure((10,) if effort.smoke else scrape.TASKS, effort.rounds(20)))}
 
 
-def _drain(smoke: bool) -> Results:
-    return {"drain": plain(drain.measure((10, 100), 1) if smoke else drain.measure(drain.IN_FLIGHT, 3))}
+def _drain(effort: Effort) -> Results:
+    return {"drain": plain(drain.measure((10, 100) if effort.smoke else drain.IN_FLIGHT, effort.rounds(5)))}
 
 
-def _startup(smoke: bool) -> Results:
-    return {"startup": plain(startup.measure(1 if smoke else 11))}
+def _startup(effort: Effort) -> Results:
+    return {"startup": plain(startup.measure(effort.rounds(11)))}
 
 
-def _system(smoke: bool) -> Results:
-    served, compared = system.measure(1, 0.1) if smoke else system.measure(20, 0.25)
+def _system(effort: Effort) -> Results:
+    served, compared = system.measure(effort.rounds(20), 0.05 if effort.smoke else 0.25)
     return {"served": plain(served), "compared": plain(compared), "dresses": DRESSES}
 
 
-def _storm(smoke: bool) -> Results:
-    return {"storm": plain(storm.measure(200, 1) if smoke else storm.measure(10_000, 3))}
+def _storm(effort: Effort) -> Results:
+    return {"storm": plain(storm.measure(200 if effort.smoke else 10_000, effort.rounds(5)))}
 
 
-SUITES: dict[Suite, Callable[[bool], Results]] = {
+SUITES: dict[Suite, Callable[[Effort], Results]] = {
     Suite.MICRO: _micro,
     Suite.GROWTH: _growth,
     Suite.SCRAPE: _scrape,
@@ -77,23 +93,25 @@ def main(
     only: Annotated[
         list[Suite] | None, typer.Option(help="Measure this alone, and keep the other results; repeatable.")
     ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Measure this share of the rounds of a whole run.")
+    ] = 1.0,
     out: Annotated[Path, typer.Option(help="The file of the results.", dir_okay=False)] = FILE,
 ) -> None:
     """Measure Outlive beside its peers and the floor."""
     console = Console()
+    effort = Effort(None if smoke else share)
     results = read(out) if only and not smoke else {}
     for suite in only or SUITES:
         began = time.monotonic()
         with console.status(f"{suite} …"):
-            results |= SUITES[suite](smoke)
+            results |= SUITES[suite](effort)
         console.print(f"{suite}: {time.monotonic() - began:.0f} s", highlight=False)
     results |= surroundings()
     console.print(_table(results))
     if not smoke:
         write(results, out)
-        console.print(
-            f"kept in {out.name}; `python -m benchmarks.page` makes the page of it", highlight=False
-        )
+        console.print(f"kept in {out.name}; `make performance` makes the page of it", highlight=False)
 
 
 def _table(results: Results) -> Table:
