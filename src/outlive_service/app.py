@@ -125,6 +125,7 @@ def create_app(
         limits = httpx.Limits(
             max_connections=settings.http_max_connections,
             max_keepalive_connections=settings.http_max_keepalive,
+            keepalive_expiry=settings.http_keepalive,
         )
         async with httpx.AsyncClient(timeout=timeout, limits=limits) as client:
             HTTPXClientInstrumentor.instrument_client(client, tracer_provider=tracer_provider)

@@ -223,6 +223,11 @@ class Settings(BaseSettings):
     http_max_keepalive: Count = Field(
         default=100, description="Idle connections kept for the next request, at most."
     )
+    http_keepalive: Seconds = Field(
+        default=2.0,
+        description="Seconds that an idle connection is kept; less than the partner keeps it, or a request may"
+        " meet its end.",
+    )
 
     # Exports and the database.
     export_page: Count = Field(
