@@ -34,7 +34,9 @@ async def play(
         return verdict
 
     with TemporaryDirectory(prefix="outlive-conformance-") as folder:
-        partner = await Process.start("partner", "PARTNER_PORT", 0, PARTNER, Path(folder) / "partner.log")
+        partner = await Process.start(
+            ("-m", "outlive", "partner"), "PARTNER_PORT", 0, PARTNER, Path(folder) / "partner.log"
+        )
         try:
             async with asyncio.TaskGroup() as playing:
                 tasks = [playing.create_task(one(group, partner.url)) for group in groups]
