@@ -381,7 +381,8 @@ def test_everybody_is_busy_until_the_time_is_over() -> None:
         firsts = {next(traffic.visits(client)).behaviour for client in range(20)}
         assert firsts == set(BEHAVIOURS), "the seed lets nothing out"
         assert run(traffic, 1.0) >= 1.0
-        assert traffic.numbers.started.total() > 40
+        # Somebody's second visit, however busy the machine is.
+        assert traffic.numbers.started.total() > 20
         ended = fake.all_ended(len(traffic.sights))
         assert_all_told(traffic)
         assert not traffic.gone
