@@ -25,7 +25,7 @@ class Ratio:
     def target(self) -> str:
         """The bound in words; empty where there is none."""
         if self.at_most is not None:
-            return f"at most {self.at_most:g} {self.unit}"
+            return f"at most {self.at_most:g} {self.unit}".rstrip()
         return f"at least {self.at_least:g} {self.unit}" if self.at_least is not None else ""
 
     @property
@@ -86,6 +86,9 @@ def _scrapes(results: Results) -> Iterator[Ratio]:
         yield Ratio(
             "scrape", f"{tasks} / prometheus-client's encoder", scrape["milliseconds"] / scrape["encoder"]
         )
+        late = f"{tasks}: looks that found the event loop above 5 ms late, beyond those without a scrape"
+        limit = 0.0 if scrape["tasks"] == 100 else None
+        yield Ratio("scrape", late, scrape["late"] - scrape["late_anyway"], "", at_most=limit)
     for drain in results.get("drain", ()):
         yield Ratio("drain", f"a drain with {drain['in_flight']:,} in flight", drain["milliseconds"], "ms")
 
