@@ -321,7 +321,8 @@ def conformance(
         list[str] | None, typer.Option(help="Only ends with this in their names; repeatable.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Show each other way at each stop, instead of one in turn.")
+        bool,
+        typer.Option("--full", help="Show the other ways at each stop, too, which takes minutes longer."),
     ] = False,
     at_once: Annotated[int, typer.Option(min=1, max=32, help="Servers that run at the same time.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print nothing but the numbers, as JSON.")] = False,

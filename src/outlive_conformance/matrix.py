@@ -181,18 +181,17 @@ def groups(
 
     Parameters:
         servers, ends: only these; all by default.
-        full: without it, every server and every end, but of the ways besides Outlive only one for each stop.
+        full: without it, every server and every end, but at a stop only Outlive's ways: the others need a process
+            each there.
     """
     ours = tuple(way for way in Way if way.is_outlives)
     others = tuple(way for way in Way if not way.is_outlives)
-    for place, server in enumerate(servers or SERVERS):
+    for server in servers or SERVERS:
         staying = tuple(end for end in ends or End if not end.is_stop)
         found = [Group(server, staying, others), Group(server, staying, ours)]
         for end in ends or End:
             if end.is_stop:
-                turn = (place + STOPS.index(end)) % len(others)
-                shown = others if full else (others[turn],)
                 # Each of the others in a process of its own: while a server waits for one, another could finish.
-                found += [Group(server, (end,), (way,)) for way in shown]
+                found += [Group(server, (end,), (way,)) for way in others if full]
                 found.append(Group(server, (end,), ours))
         yield from (group for group in found if group.cells)

@@ -1,4 +1,4 @@
-"""The matrix, on real servers: every server and every end, and of the ways besides Outlive one in turn at each stop.
+"""The matrix, on real servers: every server and every end; the ways besides Outlive where the server stays.
 
 `outlive conformance --full` plays them all.
 """
