@@ -24,6 +24,8 @@ MOST_KEPT = 16
 """So many messages are kept for a handler that doesn't receive, while it is watched for."""
 MOST_KEPT_SIZE = 65_536
 """When this many characters or bytes are kept, no more are received; the last message may be as large as the server lets in."""
+HELD = 1.0
+"""Seconds after its stop in which a server can answer the sends and receives of handlers that it still has."""
 LAST_LOOKS = 5
 LAST_LOOK_INTERVAL = 0.01
 """How often, and how many seconds apart, the cause of a disconnect is looked for that a send has run into."""
@@ -184,6 +186,8 @@ class Channel:
         self._status: int | None = None
         self._ended_at: float | None = None
         self._ending = False
+        self._handler = asyncio.current_task()
+        self._sending = 0
         self._receiving = 0
         self._received = 0
         self._received_before = -1
@@ -262,6 +266,7 @@ class Channel:
                 self._tell_identity()
         # Noted before it is sent: a server may wait in its last send, and tell whoever receives meanwhile of the end.
         self._ending = kind in LAST and not message.get("more_body", False)
+        self._sending += 1
         try:
             await self._send(message)
         except Exception as error:
@@ -270,11 +275,12 @@ class Channel:
             if (self._websocket and await self._learns_of_end()) or gone:
                 self._disconnected(Cause.CLIENT_LOST)
                 self._told = True
-                if (
-                    not gone
-                ):  # OSError is what ASGI has for it, but a server may raise what its own library does
+                if not gone:
+                    # OSError is what ASGI has for it, but a server may raise what its own library does.
                     raise OSError("the client has gone") from error
             raise
+        finally:
+            self._sending -= 1
         if self._ending:
             self._end()
 
@@ -330,10 +336,18 @@ class Channel:
             self._ended_at = self._loop.time()
 
     def server_stopped(self) -> None:
-        """The server has closed every connection, and may not have told the handlers: their next send does."""
+        """The server has closed every connection, and may not have told the handlers: their next send does.
+
+        A handler that it doesn't answer any more is cancelled, as others are by servers with a graceful timeout.
+        """
         if self._ended_at is None and not self._ending:
             self._told = False
             self._disconnected(Cause.SERVER_SHUTDOWN)
+        self._loop.call_later(HELD, self._let_go, context=Context())
+
+    def _let_go(self) -> None:
+        if self._handler is not None and (self._sending or self._receiving):
+            self._handler.cancel()
 
     def handler_raised(self, error: BaseException) -> None:
         """The handler didn't return."""
@@ -351,6 +365,7 @@ class Channel:
 
     def handler_returned(self) -> None:
         """The handler is done, in whatever way: close the connection's books."""
+        self._handler = None
         if self._watch is not None:
             self._watch.cancel()
         self._end()

@@ -417,6 +417,71 @@ def test_a_handler_that_a_stopped_server_did_not_tell_is_told_by_its_next_send(
     assert disconnects(registry) == {(route, transport, "server_shutdown"): 1}
 
 
+@pytest.mark.parametrize("held", ["send", "receive"])
+def test_a_handler_that_a_stopped_server_does_not_answer_is_cancelled(
+    run: Any, outlive: Outlive, registry: CollectorRegistry, wire: Any, lifespan: Any, held: str
+) -> None:
+    # granian leaves a send that is under way at its stop without an answer.
+    told: list[str] = []
+
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of("websocket", receive, send)
+        try:
+            while True:
+                await send(LINE)
+                if held == "receive":
+                    await receive()
+                await asyncio.sleep(0.1)
+        finally:
+            await save("the rest")
+
+    @outlive.task(timeout=5.0)
+    async def save(what: str) -> None:
+        told.append(what)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        app = app_with(outlive, handle)
+        async with lifespan(app):
+            connection = wire(app, "websocket", "/rooms/a")
+            await asyncio.sleep(0.05)
+            if held == "send":
+                connection.while_sending = never
+            await asyncio.sleep(5)
+            stopped_at = loop.time()
+        assert loop.time() - stopped_at < 2
+        await asyncio.wait([connection.handler])
+        assert connection.handler.cancelled()
+
+    run(main())
+    assert told == ["the rest"]
+    assert disconnects(registry) == {("/rooms/{room}", "websocket", "server_shutdown"): 1}
+
+
+def test_a_handler_that_works_on_after_the_servers_stop_is_waited_for(
+    run: Any, outlive: Outlive, wire: Any, lifespan: Any
+) -> None:
+    done: list[str] = []
+
+    async def handle(receive: Receive, send: Send) -> None:
+        await start_of("websocket", receive, send)
+        await asyncio.sleep(8)
+        done.append("all of it")
+
+    async def main() -> None:
+        app = app_with(Outlive(registry=CollectorRegistry(), watch=False), handle)
+        async with lifespan(app):
+            connection = wire(app, "websocket", "/rooms/a")
+            await asyncio.sleep(5)
+        await connection.handler
+
+    run(main())
+    assert done == ["all of it"]
+
+
 # What is no disconnect
 
 
