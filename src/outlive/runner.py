@@ -307,6 +307,9 @@ class Runner:
                 raise
         else:
             self._work_ended(run, None)
+        finally:
+            # The error that the run keeps holds this frame by its traceback: with the run in it, that is a cycle.
+            del run
 
     def never_began(self, run: Run[Any]) -> None:
         """The work was cancelled before its first step: not one line of it ever ran."""

@@ -31,6 +31,15 @@ class BoundedRequests(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        self._forget_parser()
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        self._forget_parser()
+
+    def _forget_parser(self) -> None:
+        # The two hold each other, and with them the whole connection until the garbage collector comes.
+        vars(self).pop("parser", None)
 
     def data_received(self, data: bytes) -> None:
         self._chunk = len(data)

@@ -37,6 +37,7 @@ class Member:
     transcript: Transcript
     messages: asyncio.Queue[str]
     drop: Callable[[], None]
+    sending: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
     @property
     def user(self) -> str:
@@ -113,7 +114,9 @@ async def converse(
         try:
             group.start_soon(send, websocket, member)
             ending = await listen(websocket, place, member, settings.room_max_lines)
-            group.cancel_scope.cancel()
+            # Not the group's: a task that ends cancelled stays in a cycle with all that its connection holds, and
+            # thousands of those stop everything while the garbage collector is at them.
+            member.sending.cancel()
             return ending
         finally:
             place.members.discard(member)
@@ -124,7 +127,7 @@ async def converse(
 async def send(websocket: WebSocket, member: Member) -> None:
     """Send a member's messages until it is gone."""
     # That the client is gone is for `listen` to find.
-    with suppress(WebSocketDisconnect):
+    with member.sending, suppress(WebSocketDisconnect):
         while True:
             await websocket.send_text(await member.messages.get())
 

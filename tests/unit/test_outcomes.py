@@ -1,6 +1,8 @@
 """Promise 2: every run gets exactly one outcome, whatever the work, its observers or the event loop do."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -528,3 +530,27 @@ def test_the_sum_holds_whenever_an_observer_looks(run: Any, serving: Any, regist
 
     run(main())
     assert wrong == []
+
+
+@pytest.mark.parametrize("ends", ["completes", "fails", "times out"])
+def test_a_run_that_nobody_holds_is_gone_without_the_garbage_collector(
+    run: Any, serving: Any, outlive: Outlive, ends: str
+) -> None:
+    @outlive.task(timeout=1.0)
+    async def work() -> None:
+        if ends == "fails":
+            raise ValueError
+        await asyncio.sleep(5.0 if ends == "times out" else 0.0)
+
+    async def main() -> None:
+        async with serving(outlive):
+            gc.collect()
+            gc.disable()
+            try:
+                gone = weakref.ref(work.submit())
+                await asyncio.sleep(10.0)
+                assert gone() is None
+            finally:
+                gc.enable()
+
+    run(main())
