@@ -458,9 +458,21 @@ def trouble_in(stack: Stack) -> Iterator[Trouble]:
         stack.targets["outlive"].append(f"127.0.0.1:{port}")
         stack.targets["collector"].append(leaky_at["metrics"])
         stack.tell_targets()
-        # More at once than `num_traces`, than the queue, and than anybody takes.
-        for _ in range(7):
-            send(leaky_at["otlp"], "lost", *(otlp_span("lost") for _ in range(3_000)))
+
+        def flood() -> None:
+            # More at once than `num_traces`, than the queue, and than anybody takes.
+            for _ in range(7):
+                send(leaky_at["otlp"], "lost", *(otlp_span("lost") for _ in range(3_000)))
+
+        flood()
+        # The Collector's counters begin with their first number, and only a second one has a rate.
+        until(
+            lambda: stack.prometheus.query(
+                "otelcol_processor_tail_sampling_sampling_trace_dropped_too_early_total"
+            ),
+            why="the Collector tells of traces that it dropped",
+        )
+        flood()
         client = ending.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
         until(
             lambda: stack.prometheus.query('outlive_runs_total{task="takes_for_ever"}'),
