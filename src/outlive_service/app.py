@@ -20,6 +20,7 @@ from outlive import ConnectionRejection, Observer, Outlive
 from outlive.live import LivePage
 from outlive.telemetry.flows import FlowBuffer
 from outlive.telemetry.setup import set_up_logging, set_up_tracing
+from outlive_service.client import Client
 from outlive_service.completions import completions_router
 from outlive_service.exports import exports_router
 from outlive_service.origins import KnownOrigins
@@ -127,7 +128,7 @@ def create_app(
             max_keepalive_connections=settings.http_max_keepalive,
             keepalive_expiry=settings.http_keepalive,
         )
-        async with httpx.AsyncClient(timeout=timeout, limits=limits) as client:
+        async with Client(timeout=timeout, limits=limits) as client:
             HTTPXClientInstrumentor.instrument_client(client, tracer_provider=tracer_provider)
             app.state.client = client
             app.state.store = store = Store(settings.database_url, pool=settings.database_pool)
