@@ -243,6 +243,7 @@ def test_the_page_on_operations_names_only_what_exists() -> None:
     text = page + "".join(file.read_text() for file in (ROOT / "otel").glob("*.yaml")) + COMPOSE.read_text()
     known = {name.upper() for name in Settings.model_fields}
     known |= set(re.findall(r"\$\{(?:env:)?(\w+):-", text)) | set(environment("grafana"))
+    known |= set(re.findall(r"^ +(\w+)=", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"(?<![\w$])([A-Z]+(?:_[A-Z]+)+)\b", page))
     assert {name for name in named - known if not name.startswith(("OTEL_", "PROMETHEUS_"))} == set()
 
