@@ -18,7 +18,8 @@ HEAD = """\
 All of this is printed by one command, `make bench`, which anyone can repeat; `make performance` makes this page of what it has
 measured. Every number is the median of many rounds. In each round everything that is compared has its turn, so that a
 busy machine slows all of it down alike; a ratio is that of two measurements of one round. Where the clock is CPU time, it stands still while other
-processes have the processor. Absolute times are this machine's; ratios travel better.
+processes have the processor. Absolute times are this machine's; ratios travel better. This is one run, and its machine did other things
+beside: what comes near its target, whole servers and the storm above all, has been on either side of it in other runs.
 
 Measured on {date} with {python}, {system}, {cores} cores: {versions}.
 
