@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from anyio import to_thread
 from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.trace import TracerProvider
@@ -24,6 +25,7 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from outlive.telemetry.setup import set_up_logging, set_up_tracing
+from outlive_service.refusals import refuse
 from outlive_service.settings import PartnerSettings, Pause, Rate
 
 WORDS = ("work", "that", "was", "asked", "for", "must", "not", "die", "when", "its", "caller", "leaves")
@@ -257,6 +259,7 @@ def create_partner(
     records = partner.records
     attempts: Counter[str] = Counter()
     app = PartnerApp(title="Outlive's partner", max_body_size=1_000_000)
+    app.add_exception_handler(RequestValidationError, refuse)
 
     @app.post("/notices")
     async def notice(request: Request, notice: Notice, key: Key) -> dict[str, str]:  # noqa: ARG001 - checked only

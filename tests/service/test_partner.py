@@ -29,6 +29,16 @@ async def records(client: httpx.AsyncClient) -> Any:
     return (await client.get("/records")).json()
 
 
+async def test_what_cannot_be_read_is_refused_and_not_repeated() -> None:
+    async with client_of() as client:
+        for wrong in (b"NaN", b'"\\ud800"'):
+            body = b'{"session": "s1", "room": "r", "user": "ann", "lines": ' + wrong + b"}"
+            headers = {"content-type": "application/json", **key("s1")}
+            response = await client.post("/notices", content=body, headers=headers)
+            assert response.status_code == 422, response.text
+            assert "input" not in response.json()["detail"][0]
+
+
 async def test_every_notice_that_arrives_is_noted() -> None:
     async with client_of() as client:
         for name in ("s1", "s2", "s1"):
