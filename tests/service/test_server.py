@@ -26,7 +26,8 @@ async def refused(address: str) -> None:
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, port)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):
+                # Reset: the socket was closed while this connection stood in its backlog.
                 return
             writer.close()
             await asyncio.sleep(0.01)
