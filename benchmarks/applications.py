@@ -116,7 +116,9 @@ def serve(app: FastAPI) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
         print(listening.getsockname()[1], flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run([listening])
+        # No pings: the client has no answer to them, and they come after 20 s of a measurement that takes longer.
+        config = uvicorn.Config(app, log_level="error", access_log=False, ws_ping_interval=None)
+        uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":
