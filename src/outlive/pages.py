@@ -5,12 +5,13 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from hmac import compare_digest
+from itertools import chain
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -94,9 +95,11 @@ def metrics_page(registry: CollectorRegistry) -> ASGIApp:
 
     async def respond(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        # In a thread: rendering thousands of series must not hold up the event loop.
-        text = await run_in_threadpool(scrape, registry, encode, content_type)
-        return Response(text, headers={"content-type": content_type})
+        # In a thread and in parts: thousands of series must not hold up the event loop, neither as work nor as one
+        # write. The first has the app's own collectors: what they raise must be an error and not half a page.
+        parts = scrape(registry, encode, content_type)
+        first = await run_in_threadpool(next, parts)
+        return StreamingResponse(chain((first,), parts), headers={"content-type": content_type})
 
     return readable(respond)
 

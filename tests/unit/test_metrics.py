@@ -382,10 +382,10 @@ WORKER = textwrap.dedent(
         await save()
 
     async def request(path):
-        sent = []
+        sent, received = [], [{"type": "http.request"}]
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "query_string": b"", "headers": []}
         async def receive():
-            return {"type": "http.request"}
+            return received.pop() if received else await asyncio.Future()
         async def send(message):
             sent.append(message)
         await app(scope, receive, send)

@@ -2,12 +2,14 @@
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocketDisconnect
@@ -174,3 +176,34 @@ def test_pages_elsewhere_tell_of_the_drain(run: Any, outlive: Outlive, lifespan:
         assert await ready(0) == 503
 
     run(main())
+
+
+class Broken(Collector):
+    """One of the app's own, whose backend has gone."""
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        raise ConnectionError("the backend has gone")
+
+
+def test_a_collector_that_raises_is_an_error_and_not_half_a_page(registry: CollectorRegistry) -> None:
+    registry.register(Broken())
+    app = FastAPI()
+    Outlive(registry=registry).install(app)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.get("/metrics")
+    assert (response.status_code, response.text) == (500, "Internal Server Error")
+
+
+def test_a_long_page_comes_in_parts(registry: CollectorRegistry) -> None:
+    app = FastAPI()
+    outlive = Outlive(registry=registry)
+    outlive.install(app)
+    for number in range(50):
+        outlive.scope(f"flush {number}", timeout=1.0)
+    with TestClient(app) as client, client.stream("GET", "/metrics") as response:
+        # One write of it all would hold up the event loop, in a service with a thousand tasks for several milliseconds.
+        assert "content-length" not in response.headers
+        assert response.read().decode().count("\n") > 5_000

@@ -32,7 +32,7 @@ def span(number: int) -> SpanContext:
 
 def rendered(series: Series, registry: CollectorRegistry, accept: str) -> str:
     encode, form = choose_encoder(accept)
-    return series.render(registry, encode, form).decode()
+    return b"".join(series.render(registry, encode, form)).decode()
 
 
 def encoded(registry: CollectorRegistry, accept: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from importlib.metadata import version
 from typing import Any, Literal
@@ -41,20 +41,23 @@ def multiprocess() -> bool:
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
 
-def scrape(registry: CollectorRegistry, encode: Encode, form: str) -> bytes:
-    """Everything in the registry as text: of this process, or the sum over all workers.
+def scrape(registry: CollectorRegistry, encode: Encode, form: str) -> Iterator[bytes]:
+    """Everything in the registry as text, in parts: of this process, or the sum over all workers.
 
     Parameters:
         registry: what to scrape.
         encode: prometheus-client's encoder of the text format that the scraper wants.
         form: its content type.
     """
+    families = _families.get(registry)
     if multiprocess():
         summed = CollectorRegistry()
         MultiProcessCollector(summed)  # type: ignore[no-untyped-call]  # prometheus-client leaves this one untyped
-        return encode(summed)
-    families = _families.get(registry)
-    return encode(registry) if families is None else families.series.render(registry, encode, form)
+        yield encode(summed)
+    elif families is None:
+        yield encode(registry)
+    else:
+        yield from families.series.render(registry, encode, form)
 
 
 class Families:
