@@ -13,7 +13,7 @@ from outlive import connections
 from outlive.deadlines import Deadlines
 from outlive.errors import DeclarationError
 from outlive.observer import Limits, Observer, RunDetails, RunEnd
-from outlive.outcomes import Outcome, Rejection, State
+from outlive.outcomes import CLOSED, COMPLETED, Outcome, Rejection, State
 from outlive.stacks import suspended_stack
 from outlive.tasks import Declared, Run, check_limit, has_slot
 
@@ -48,7 +48,7 @@ class Runner:
         check_limit("max_running", limits.max_running, 1)
         check_limit("max_pending", limits.max_pending, 0)
         self.limits = limits
-        self.state = State.CLOSED
+        self.state = CLOSED
         self.connections = 0
         self.submitted = 0
         self.outcomes = dict.fromkeys(Outcome, 0)
@@ -114,7 +114,7 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         # What an event loop left that was closed under the runner can't end by itself any more, and must not start.
-        self.state = State.CLOSED
+        self.state = CLOSED
         for run in list(self._live):
             self._settle(run, run._verdict or Outcome.CANCELLED)
         for run in list(self._stuck):
@@ -137,7 +137,7 @@ class Runner:
         run = Run(self, declared, call, copy_context(), connections.current.get())
         if self._is_here():
             self._admit(run)
-        elif self.state is State.CLOSED or not self._hand_over(run):
+        elif self.state is CLOSED or not self._hand_over(run):
             self._reject_elsewhere(run)
         return run
 
@@ -195,7 +195,7 @@ class Runner:
             self._start_waiting()  # an observer of a run's end submits before those that wait for its slot have got it
         details = self._describe(run)
         self.submitted += 1
-        starts = self.state is not State.CLOSED and self._can_start(run._task)
+        starts = self.state is not CLOSED and self._can_start(run._task)
         if not starts:
             run._reason = self._refusal(run)
         if run._reason is not None or run._verdict is not None:
@@ -222,7 +222,7 @@ class Runner:
 
     def _refusal(self, run: Run[Any]) -> Rejection | None:
         declared = run._task
-        if self.state is State.CLOSED:
+        if self.state is CLOSED:
             return Rejection.CLOSED
         if run._call is None:
             return Rejection.TASK_FULL if self._has_slot else Rejection.FULL
@@ -254,7 +254,7 @@ class Runner:
         # An eager task factory can end a run before create_task returns, and so come here again from within.
         self._starting = True
         try:
-            while self._waiting and self._has_slot and self.state is not State.CLOSED:
+            while self._waiting and self._has_slot and self.state is not CLOSED:
                 heads = [next(iter(declared.waiting)) for declared in self._waiting if declared.has_slot]
                 if not heads:
                     return
@@ -400,7 +400,7 @@ class Runner:
             if run._verdict is not None:
                 self._settle(run, run._verdict)
             elif error is None:
-                self._settle(run, Outcome.COMPLETED)
+                self._settle(run, COMPLETED)
             elif isinstance(error, asyncio.CancelledError):
                 self._settle(run, Outcome.CANCELLED)
             else:
@@ -489,7 +489,7 @@ class Runner:
 
     def close(self) -> list[Run[Any]]:
         """Accept no more runs, cancel what is there, and tell what that was."""
-        self.state = State.CLOSED
+        self.state = CLOSED
         left = list(self._live)
         for run in left:
             self._cancel(run)

@@ -12,7 +12,7 @@ from outlive.connections import Connection
 from outlive.deadlines import Deadlines
 from outlive.errors import DeclarationError, RunCancelled, RunRejected, RunTimedOut
 from outlive.observer import RunDetails, TaskDetails, TraceMode
-from outlive.outcomes import Outcome, Rejection
+from outlive.outcomes import COMPLETED, Outcome, Rejection
 
 if TYPE_CHECKING:
     from outlive.runner import Runner
@@ -166,9 +166,9 @@ class Run(Generic[R]):
         return self._value()
 
     def _value(self) -> R:
+        if self.outcome is COMPLETED:
+            return self._result
         match self.outcome:
-            case Outcome.COMPLETED:
-                return self._result
             case Outcome.FAILED:
                 assert self._error is not None
                 raise self._error

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from outlive.observer import DisconnectDetails, Observer, RunDetails, RunEnd
-from outlive.outcomes import ConnectionRejection, Outcome
+from outlive.outcomes import COMPLETED, ConnectionRejection, Outcome
 
 logger = logging.getLogger("outlive")
 
@@ -35,7 +35,7 @@ class Logs(Observer):
             self._log(logging.DEBUG, "run started", run, wait=round(wait, 6))
 
     def run_ended(self, run: RunDetails, end: RunEnd) -> None:
-        completed = end.outcome is Outcome.COMPLETED
+        completed = end.outcome is COMPLETED
         level = logging.INFO if completed else logging.WARNING
         if not logger.isEnabledFor(level):
             return

@@ -9,7 +9,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, Status, S
 from opentelemetry.util.types import AttributeValue
 
 from outlive.observer import ConnectionDetails, DisconnectDetails, Observer, RunDetails, RunEnd
-from outlive.outcomes import Outcome
+from outlive.outcomes import COMPLETED
 
 
 class Tracing(Observer):
@@ -138,7 +138,7 @@ class Tracing(Observer):
                 "outlive.wait": end.wait,
                 "outlive.absorbed_cancellations": absorbed,
             }
-            if end.outcome is not Outcome.COMPLETED:
+            if end.outcome is not COMPLETED:
                 attributes["error.type"] = end.error_type
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(attributes)
