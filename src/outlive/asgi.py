@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from typing import Protocol
 
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
@@ -96,30 +95,24 @@ class ConnectionMiddleware:
             await _reject(scope, receive, send)
             return
 
-        def template(*, final: bool) -> str | None:
-            return route_template(scope, self._routes(), root_path, final=final)
-
         self._before()
         loop = asyncio.get_running_loop()
         turnstile = self._turnstile
         if turnstile is None or turnstile.loop is not loop:
             turnstile = self._turnstile = Turnstile(loop)
-        channel = Channel(scope, receive, send, self._runner, self._observer, template, turnstile)
+        channel = Channel(scope, receive, send, self._runner, self._observer, self._routes, turnstile)
         connection = channel.connection
         token = connections.current.set(connection)
         self._runner.connection_opened()
         self._observer.connection_opened(connection.details)
         self._channels.add(channel)
         self._sweep_soon(loop)
-        # When the loop comes round, the handler waits for something for the first time, so the router has chosen.
-        identify = loop.call_soon(channel.identify, context=self._clean_context)
         try:
             await self.app(scope, channel.receive, channel.send)
         except BaseException as error:
             channel.handler_raised(error)
             raise
         finally:
-            identify.cancel()
             self._channels.discard(channel)
             try:
                 channel.handler_returned()
@@ -139,15 +132,9 @@ class ConnectionMiddleware:
         if self._channels:
             self._sweep_soon(loop)
         for channel in self._channels:
-            channel.identify()  # for handlers behind a middleware that took its time before the router chose
+            channel.identify()  # for handlers that haven't received or sent yet
             if self._watch:
                 channel.watch_when_idle()
-
-
-class Template(Protocol):
-    """Tells the route's template, if it can be told by now; `final` says that the router can't choose any more."""
-
-    def __call__(self, *, final: bool) -> str | None: ...
 
 
 class Channel:
@@ -169,7 +156,7 @@ class Channel:
         send: Send,
         runner: Runner,
         observer: Observer,
-        template: Template,
+        routes: Callable[[], Sequence[BaseRoute]],
         turnstile: Turnstile,
     ) -> None:
         self._websocket = scope["type"] == "websocket"
@@ -179,7 +166,8 @@ class Channel:
         self._send = send
         self._runner = runner
         self._observer = observer
-        self._template = template
+        self._routes = routes
+        self._root_path = scope.get("root_path", "")
         self._turnstile = turnstile
         self._loop = turnstile.loop
         self._identified = False
@@ -304,7 +292,7 @@ class Channel:
     def identify(self, *, final: bool = False) -> None:
         """Learn the route, as soon as the router has chosen it."""
         if not self._identified:
-            route = self._template(final=final)
+            route = route_template(self._scope, self._routes, self._root_path, final=final)
             if route is not None:
                 self.connection.route = route
                 self._tell_identity()

@@ -1,6 +1,6 @@
 """The path template of the route that took a connection."""
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from fastapi.routing import iter_route_contexts
@@ -13,7 +13,7 @@ REST = "/{path}"
 
 
 def route_template(
-    scope: MutableMapping[str, Any], routes: Iterable[BaseRoute], root_path: str, *, final: bool
+    scope: MutableMapping[str, Any], routes: Callable[[], Iterable[BaseRoute]], root_path: str, *, final: bool
 ) -> str | None:
     """The template of a scope that the router has been through, or None if the router hasn't chosen yet.
 
@@ -21,12 +21,12 @@ def route_template(
 
     Parameters:
         scope: the connection's, as the router has left it.
-        routes: the whole app's.
+        routes: gives the whole app's.
         root_path: the scope's from before the router saw it; a mounted app's routes know nothing of their mount.
         final: whether the router has done what it can, so that a mount may be all there is to know.
     """
     mounted = scope.get("root_path", "")[len(root_path) :]
-    prefix = _mount_template(routes, mounted) if mounted else ""
+    prefix = _mount_template(routes(), mounted) if mounted else ""
     if prefix is None:
         return UNMATCHED
     template = _path_format(scope)
