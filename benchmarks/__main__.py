@@ -67,7 +67,7 @@ def _startup(effort: Effort) -> Results:
 
 
 def _system(effort: Effort) -> Results:
-    served, compared = system.measure(effort.rounds(20), 0.05 if effort.smoke else 0.25)
+    served, compared = system.measure(1 if effort.smoke else effort.rounds(5), 0.05 if effort.smoke else 0.25)
     return {"served": plain(served), "compared": plain(compared), "dresses": DRESSES}
 
 
@@ -101,16 +101,16 @@ def main(
     """Measure Outlive beside its peers and the floor."""
     console = Console()
     effort = Effort(None if smoke else share)
-    results = read(out) if only and not smoke else {}
+    results = (read(out) if only and not smoke else {}) | surroundings()
     for suite in only or SUITES:
         began = time.monotonic()
         with console.status(f"{suite} …"):
             results |= SUITES[suite](effort)
+        if not smoke:
+            write(results, out)
         console.print(f"{suite}: {time.monotonic() - began:.0f} s", highlight=False)
-    results |= surroundings()
     console.print(_table(results))
     if not smoke:
-        write(results, out)
         console.print(f"kept in {out.name}; `make performance` makes the page of it", highlight=False)
 
 

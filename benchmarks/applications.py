@@ -1,4 +1,4 @@
-"""One small app in five dresses, each served by uvicorn in a process of its own."""
+"""One small app in several dresses, each served by uvicorn in a process of its own."""
 
 import asyncio
 import logging
@@ -27,6 +27,7 @@ PLAIN = "plain"
 SPAN = "plain + one span"
 OUTLIVE = "Outlive + one span"
 ALONE = "Outlive"
+BOTH_OWN = "Outlive + FastAPI's own span"
 NATIVE = "FastAPI's own telemetry"
 CONTRIB = "contrib's defaults"
 DRESSES = {
@@ -34,6 +35,7 @@ DRESSES = {
     ALONE: "the server's span of the connection; all that Outlive itself tells is on",
     SPAN: "metrics; the span is contrib's, without one for each message",
     OUTLIVE: "nothing: it is both, as in the template",
+    BOTH_OWN: "nothing",
     NATIVE: "runs, disconnects, exemplars",
     CONTRIB: "runs, disconnects, exemplars",
 }
@@ -65,9 +67,11 @@ def application(dress: str) -> FastAPI:
     provider = tracing()
     if dress == NATIVE:
         own = {"tracer_provider": provider, "meter_provider": meters}
+    elif dress == BOTH_OWN:
+        own |= {"tracing": True, "tracer_provider": provider}
     app = FastAPI(telemetry=own)  # type: ignore[arg-type]
     add_routes(app)
-    if dress in (ALONE, OUTLIVE):
+    if dress in (ALONE, OUTLIVE, BOTH_OWN):
         Outlive(registry=CollectorRegistry(), tracer_provider=provider).install(app)
     if dress in (SPAN, OUTLIVE):
         _instrument(app, tracer_provider=provider, exclude_spans=["receive", "send"])

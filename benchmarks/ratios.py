@@ -112,6 +112,7 @@ def _system(results: Results) -> Iterator[Ratio]:
         ("messages", "Outlive", "plain"): 0.95,
         ("requests", "Outlive + one span", "plain + one span"): 0.9,
         ("requests", "Outlive + one span", "FastAPI's own telemetry"): 1.0,
+        ("requests", "Outlive + FastAPI's own span", "FastAPI's own telemetry"): 1.0,
         ("requests", "Outlive + one span", "contrib's defaults"): 1.0,
     }
     for pair in results.get("compared", ()):
