@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -404,9 +404,11 @@ WORKER = textwrap.dedent(
 )
 
 
-def test_the_metrics_of_several_workers_are_added_up(tmp_path: Path) -> None:
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two that share their metrics; they have served 2 requests and 3, and end when they are asked for the metrics."""
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    workers = [
+    started = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(runs)],
             env=environment,
@@ -417,9 +419,18 @@ def test_the_metrics_of_several_workers_are_added_up(tmp_path: Path) -> None:
         )
         for runs in (2, 3)
     ]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
+    try:
+        for worker in started:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        yield started
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.communicate()
+
+
+def test_the_metrics_of_several_workers_are_added_up(workers: list[subprocess.Popen[str]]) -> None:
     text, errors = workers[0].communicate("\n", timeout=20)
     _, other_errors = workers[1].communicate("\n", timeout=20)
     assert not errors
