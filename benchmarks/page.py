@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.plot import cost_against_load
-from benchmarks.ratios import Ratio, ratios
+from benchmarks.ratios import FLOOR, SPANS, Ratio, ratios
 from benchmarks.results import Results, read
 
 DOCS = Path(__file__).parents[1] / "docs"
+LOOPS = ("asyncio", "uvloop")
 
 HEAD = """\
 # What it costs
@@ -18,8 +19,8 @@ HEAD = """\
 All of this is printed by one command, `make bench`, which anyone can repeat; `make performance` makes this page of what it has
 measured. Every number is the median of many rounds. In each round everything that is compared has its turn, so that a
 busy machine slows all of it down alike; a ratio is that of two measurements of one round. Where the clock is CPU time, it stands still while other
-processes have the processor. Absolute times are this machine's; ratios travel better. This is one run, and its machine did other things
-beside: what comes near its target, whole servers and the storm above all, has been on either side of it in other runs.
+processes have the processor. From one process to the next the same code differs by some hundredths, so each number is of several. Absolute
+times are this machine's; ratios travel better.
 
 Measured on {date} with {python}, {system}, {cores} cores: {versions}.
 
@@ -39,6 +40,9 @@ nothing is exported. No log line is written (Outlive's are at level info). Micro
 What they leave out:
 
 {left_out}
+
+The instrumentation measures what it runs, so it has a meter provider, as the others have their metrics. With its spans only it leaves out so
+much that the floor itself takes {floor} times as long.
 
 A bare shield has no owner, and loses its work where the table in the [README](../README.md) says so.
 
@@ -67,9 +71,9 @@ starts when all runs in flight could end at once:
 
 ## Servers
 
-uvicorn in a process of its own, eight connections on the loopback, each of which asks for the next thing when it has the last one. The spans go to
-an exporter that drops them. *One span* is that of `opentelemetry-instrumentation-fastapi` without one for each message,
-as the template has it; it is in both, or in neither.
+uvicorn in a process of its own, five times, and eight connections on the loopback, each of which asks for the next thing when it has the last
+one. The spans go to an exporter that drops them. *One span* is that of `opentelemetry-instrumentation-fastapi` without one for each message,
+as the template has it; it is in both, or in neither. It wraps each message all the same, FastAPI's own span doesn't; Outlive goes with either.
 
 {served}
 
@@ -96,6 +100,7 @@ def page(results: Results) -> str:
         targets=_targets(ratios(results)),
         micro=_micro(results["micro"]),
         left_out=_list(results["left_out"]),
+        floor=_floor(results["micro"]),
         growth=_growth(results["growth"]),
         scrapes=_scrapes(results["scrape"]),
         drains=_table(
@@ -152,12 +157,12 @@ def _targets(found: Iterable[Ratio]) -> str:
 def _micro(costs: list[Results]) -> str:
     columns = [
         (loop, way, telemetry)
-        for loop in ("asyncio", "uvloop")
+        for loop in LOOPS
         for way in ("awaited", "submitted")
         for telemetry in ("off", "unsampled", "sampled")
     ]
     tables = []
-    for loop in ("asyncio", "uvloop"):
+    for loop in LOOPS:
         own = [column for column in columns if column[0] == loop]
         cells = {
             (cost["contender"], cost["way"], cost["telemetry"]): (
@@ -178,6 +183,17 @@ def _micro(costs: list[Results]) -> str:
             )
         )
     return "\n\n".join(tables)
+
+
+def _floor(costs: list[Results]) -> str:
+    microseconds = {
+        (cost["loop"], cost["contender"]): cost["microseconds"]
+        for cost in costs
+        if (cost["way"], cost["telemetry"]) == ("awaited", "sampled")
+    }
+    return " and ".join(
+        f"{microseconds[loop, FLOOR] / microseconds[loop, SPANS]:.2f} ({loop})" for loop in LOOPS
+    )
 
 
 def _growth(growth: list[Results]) -> str:

@@ -8,6 +8,7 @@ from benchmarks.results import Results
 BARE = "bare shield + timeout"
 FLOOR = "the floor, by hand"
 AIOJOBS = "aiojobs + asyncio instrumentation"
+SPANS = "the same, its spans only"
 
 
 @dataclass(frozen=True)

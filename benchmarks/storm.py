@@ -25,8 +25,6 @@ from outlive import Outlive
 HANDS = ("Outlive", "by hand")
 AT_ONCE = 250
 """Handshakes at the same time."""
-WARM = 100
-"""Sockets of a storm before the one that is measured."""
 LONGEST = 60.0
 """Seconds until the last outcome must be there."""
 
@@ -117,11 +115,6 @@ def _saved(port: int) -> tuple[int, float, float]:
 
 
 async def _drop(port: int, sockets: int) -> tuple[float, float]:
-    await _storm(port, WARM)  # a service has seen disconnects before
-    return await _storm(port, sockets)
-
-
-async def _storm(port: int, sockets: int) -> tuple[float, float]:
     connected = await _connected(port, sockets)
     await asyncio.sleep(0.5)
     saved_before, _, cpu_before = _saved(port)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Deadlines(Generic[T]):
     """Things that each have the same time from when they are added, so that their deadlines pass in order.
 
-    A timer for the first of them is enough. One for each cost 1.7 µs a run on asyncio, and more with each running one:
+    A timer for the first of them is enough. One for each cost 1.4 µs a run on asyncio, and more with each running one:
     asyncio's heap of timers compares in Python.
 
     Parameters:

@@ -39,7 +39,7 @@ class TaskDetails:
 class ConnectionDetails(NamedTuple):
     """One WebSocket, one streaming response or one plain request, as it came in. No two of them are equal."""
 
-    # Named tuples, this and those of runs: as frozen dataclasses they cost 1.2 µs more a run.
+    # Named tuples, this and those of runs: as frozen dataclasses they cost 0.7 µs more a run.
 
     method: str
     opened_at: float

@@ -297,7 +297,7 @@ class Runner:
         assert run._call is not None
         run._begun = True
         if run._work is not None:
-            # From here on the end is told from within: a callback at the end would cost 1.0 µs.
+            # From here on the end is told from within: a callback at the end would cost 1.0 µs (0.4 on uvloop).
             run._work.remove_done_callback(run._never_began)
         try:
             run._result = await run._call()
