@@ -1,7 +1,6 @@
 """Pure ASGI middleware: counts connections, sees disconnects and tells their cause."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 
@@ -106,7 +105,8 @@ class ConnectionMiddleware:
         self._runner.connection_opened()
         self._observer.connection_opened(connection.details)
         self._channels.add(channel)
-        self._sweep_soon(loop)
+        if self._sweeping is not loop:
+            self._sweep_soon(loop)
         try:
             await self.app(scope, channel.receive, channel.send)
         except BaseException as error:
@@ -123,9 +123,8 @@ class ConnectionMiddleware:
 
     def _sweep_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         # One timer for all connections instead of one for each.
-        if self._sweeping is not loop:
-            self._sweeping = loop
-            loop.call_later(SWEEP_INTERVAL, self._sweep, loop, context=self._clean_context)
+        self._sweeping = loop
+        loop.call_later(SWEEP_INTERVAL, self._sweep, loop, context=self._clean_context)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweeping = None
@@ -180,7 +179,7 @@ class Channel:
         self._received = 0
         self._received_before = -1
         self._watch: asyncio.Task[None] | None = None
-        self._kept: deque[Message] = deque()
+        self._kept: list[Message] = []
         self._kept_size = 0
         self._arrived: asyncio.Event | None = None
         self._told = True
@@ -208,7 +207,7 @@ class Channel:
             try:
                 await self._turnstile.go_through()
             except BaseException:  # the server won't tell it a second time, but this does
-                self._kept.appendleft(message)
+                self._kept.insert(0, message)
                 raise
             self._told = True
         return message
@@ -233,7 +232,7 @@ class Channel:
             self._receiving -= 1
         if not self._kept:
             return await self._receive_fresh()
-        message = self._kept.popleft()
+        message = self._kept.pop(0)
         self._kept_size -= _size(message)
         return message
 
@@ -356,20 +355,22 @@ class Channel:
         self._handler = None
         if self._watch is not None:
             self._watch.cancel()
-        self._end()
-        self.identify(final=True)
-        if not self._identified:
-            self.connection.route = UNMATCHED
-            self._tell_identity()
         connection = self.connection
+        if self._ended_at is None:
+            self._ended_at = self._loop.time()
+        if not self._identified:
+            self.identify(final=True)
+            if not self._identified:
+                connection.route = UNMATCHED
+                self._tell_identity()
         for submit in connection.at_end:
             submit()
-        assert self._ended_at is not None
         duration = self._ended_at - connection.details.opened_at
         self._observer.connection_closed(
             connection.details, duration, self._status, None if self._websocket else duration
         )
-        connection.handler_returned()
+        if connection.disconnect is not None:
+            connection.handler_returned()
 
     def watch_when_idle(self) -> None:
         """Begin to watch for a disconnect if the handler hasn't been receiving since the last call."""
