@@ -1,7 +1,8 @@
 """The cost of one run, awaited and submitted: every contender in turn, in rounds of a few milliseconds each.
 
 The rounds are what makes a noisy machine bearable: each gives one ratio of Outlive to each contender, measured within the
-same moment, and the median of all ratios is what counts.
+same moment, and the median of all ratios is what counts. pyperf, which measures one contender after the other, comes to
+the same ratios while nothing else runs, and to others each time when something does.
 """
 
 import asyncio
