@@ -91,7 +91,7 @@ types: .venv/.dev
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-# A quarter of an hour on a quiet machine; a minute with ARGS=--smoke. The page is made of what it has measured.
+# Ten minutes on a quiet machine; a minute with ARGS=--smoke. The page is made of what it has measured.
 bench: .venv-bench/.ready
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 

@@ -144,7 +144,7 @@ def _targets(found: Iterable[Ratio]) -> str:
         (
             (
                 ratio.what,
-                f"{ratio.value:.2f} {ratio.unit}",
+                f"{ratio.value:.2f} {ratio.unit}".rstrip(),
                 ratio.target,
                 "kept" if ratio.kept else "**missed**",
             )
