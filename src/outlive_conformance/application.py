@@ -21,7 +21,8 @@ from outlive_conformance.handlers import TALKING, ClosingStream, Finish, answer,
 from outlive_conformance.matrix import End, Handler, Way, task_name
 from outlive_conformance.state import STATE_PATH, Spans, Watching
 from outlive_conformance.surroundings import Surroundings
-from outlive_service.store import Store, Transcript
+from outlive_service.records import Transcript
+from outlive_service.store import Store
 
 TASK_TIMEOUT = 30.0
 DRAIN_TIMEOUT = 40.0

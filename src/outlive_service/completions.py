@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from outlive import Outlive, Run
+from outlive_service.records import Answer
 from outlive_service.refusals import NO_JSON
 from outlive_service.settings import Settings
-from outlive_service.store import Answer, Store
+from outlive_service.store import Store
 
 logger = logging.getLogger(__name__)
 

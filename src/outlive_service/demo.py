@@ -26,7 +26,8 @@ from outlive_service.account import (
     balance,
     read_counters,
 )
-from outlive_service.store import Bill, Store, Transcript
+from outlive_service.records import Bill, Transcript
+from outlive_service.store import Store
 from outlive_service.traffic import Traffic
 
 SERVICE_COMMAND = ("-m", "outlive", "serve")

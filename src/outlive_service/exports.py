@@ -12,8 +12,9 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from outlive import AfterDisconnect, Outlive
+from outlive_service.records import UsedAnswer, UsedLine
 from outlive_service.settings import Settings
-from outlive_service.store import Store, UsedAnswer, UsedLine
+from outlive_service.store import Store
 
 HEADER = ("kind", "id", "n", "size", "finished", "bill", "at")
 """Of a line, `size` is characters; of an answer, tokens. No text: a usage report is no place for it."""

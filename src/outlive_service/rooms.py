@@ -17,8 +17,9 @@ import httpx
 from fastapi import APIRouter, Path, Query, WebSocket, WebSocketDisconnect, status
 
 from outlive import Outcome, Outlive, Run
+from outlive_service.records import Transcript
 from outlive_service.settings import Settings
-from outlive_service.store import Store, Transcript
+from outlive_service.store import Store
 
 MAX_LINE = 2_000
 """Characters of one line."""

@@ -11,8 +11,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Message
 
 from outlive_service.completions import TokenStream, charge
+from outlive_service.records import Answer, Bill
 from outlive_service.settings import Settings
-from outlive_service.store import Answer, Bill, Store
+from outlive_service.store import Store
 
 pytestmark = pytest.mark.anyio
 

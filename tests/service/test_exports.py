@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from outlive_service.store import Answer, Transcript
+from outlive_service.records import Answer, Transcript
 
 pytestmark = pytest.mark.anyio
 

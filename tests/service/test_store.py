@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from outlive_service.store import (
-    Answer,
-    Bill,
-    SavedAnswer,
-    SavedSession,
-    Store,
-    Transcript,
-    UsedAnswer,
-    UsedLine,
-    database_url,
-    storable,
-)
+from outlive_service.records import Answer, Bill, SavedAnswer, SavedSession, Transcript, UsedAnswer, UsedLine
+from outlive_service.store import Store, database_url
+from outlive_service.tables import storable
 
 pytestmark = pytest.mark.anyio
 
