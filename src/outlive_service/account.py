@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from outlive_service.traffic import CompletionVisit, ExportVisit, RoomVisit, Sight
+from outlive_service.sights import CompletionVisit, ExportVisit, RoomVisit, Sight
 
 __all__ = [
     "Account",

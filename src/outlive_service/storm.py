@@ -16,7 +16,9 @@ from websockets.exceptions import WebSocketException
 
 from outlive_service.account import OUTCOMES, Counters, read_counters
 from outlive_service.descriptors import reserve
-from outlive_service.traffic import RoomVisit, Traffic, Visit
+from outlive_service.sights import RoomVisit
+from outlive_service.traffic import Traffic
+from outlive_service.visits import Visit
 
 OWED = ("save_transcript", "notify_partner")
 """The service's tasks of which each session that has ended is owed a run."""

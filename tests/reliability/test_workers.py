@@ -20,7 +20,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from outlive_service.account import read_counters
 from outlive_service.demo import PARTNER_COMMAND, Process, read_database
-from outlive_service.traffic import CompletionVisit, ExportVisit, RoomVisit, Traffic
+from outlive_service.sights import CompletionVisit, ExportVisit, RoomVisit
+from outlive_service.traffic import Traffic
 
 WORKERS = 4
 # Rooms live in one process, so users of one that meet in another worker aren't known there: no harm to the account.

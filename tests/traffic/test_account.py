@@ -23,7 +23,7 @@ from outlive_service.account import (
     quantile,
     read_counters,
 )
-from outlive_service.traffic import CompletionVisit, ExportVisit, RoomVisit, Sight
+from outlive_service.sights import CompletionVisit, ExportVisit, RoomVisit, Sight
 
 TASKS = (
     "save_transcript",

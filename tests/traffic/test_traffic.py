@@ -19,15 +19,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 
-from outlive_service.traffic import (
-    BEHAVIOURS,
-    WEIGHTS,
-    CompletionVisit,
-    ExportVisit,
-    RoomVisit,
-    Traffic,
-    Visit,
-)
+from outlive_service.behaviours import BEHAVIOURS, WEIGHTS
+from outlive_service.sights import CompletionVisit, ExportVisit, RoomVisit
+from outlive_service.traffic import Traffic
+from outlive_service.visits import Visit
 
 ROWS = 60
 PATIENCE = 10.0
