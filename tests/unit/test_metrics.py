@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_cla
 
 from outlive import Cause, Outcome, Outlive
 
+TOOLS = Path(__file__).parents[2] / ".tools" / "bin"
 FAMILIES = {
     "outlive_runs": ("counter", {"task", "outcome"}),
     "outlive_run_duration_seconds": ("histogram", {"task", "outcome"}),
@@ -458,9 +459,12 @@ def test_the_metrics_of_several_workers_are_added_up(workers: list[subprocess.Po
 def test_promtool_has_no_complaint(
     run: Any, outlive: Outlive, scraped: CollectorRegistry, wire: Any, accept: str
 ) -> None:
-    promtool = shutil.which("promtool")
+    promtool = shutil.which("promtool", path=f"{TOOLS}{os.pathsep}{os.environ['PATH']}")
     if promtool is None:
-        pytest.skip("promtool is not installed")
+        message = "promtool is not installed: run tools/install"
+        if os.environ.get("OUTLIVE_REQUIRE_TOOLS"):
+            pytest.fail(message)
+        pytest.skip(message)
     app = FastAPI()
     Outlive(registry=scraped).install(app)
     bodies: list[bytes] = []
