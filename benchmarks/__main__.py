@@ -101,16 +101,18 @@ def main(
     """Measure Outlive beside its peers and the floor."""
     console = Console()
     effort = Effort(None if smoke else share)
+    unfinished = out.with_suffix(".unfinished.json")
     results = (read(out) if only and not smoke else {}) | surroundings()
     for suite in only or SUITES:
         began = time.monotonic()
         with console.status(f"{suite} …"):
             results |= SUITES[suite](effort)
         if not smoke:
-            write(results, out)
+            write(results, unfinished)
         console.print(f"{suite}: {time.monotonic() - began:.0f} s", highlight=False)
     console.print(_table(results))
     if not smoke:
+        unfinished.replace(out)
         console.print(f"kept in {out.name}; `make performance` makes the page of it", highlight=False)
 
 
@@ -118,7 +120,9 @@ def _table(results: Results) -> Table:
     table = Table("", "", "", "target", title="Medians of all rounds", box=None)
     for ratio in ratios(results):
         mark = {None: "", True: "[green]kept", False: "[red]missed"}[ratio.kept]
-        table.add_row(ratio.suite, ratio.what, f"{ratio.value:.2f} {ratio.unit}", f"{ratio.target} {mark}")
+        table.add_row(
+            ratio.suite, ratio.what, f"{ratio.value:.2f} {ratio.unit}".rstrip(), f"{ratio.target} {mark}"
+        )
     return table
 
 

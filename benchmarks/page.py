@@ -18,9 +18,10 @@ HEAD = """\
 
 All of this is printed by one command, `make bench`, which anyone can repeat; `make performance` makes this page of what it has
 measured. Every number is the median of many rounds. In each round everything that is compared has its turn, so that a
-busy machine slows all of it down alike; a ratio is that of two measurements of one round. Where the clock is CPU time, it stands still while other
-processes have the processor. From one process to the next the same code differs by some hundredths, so each number is of several. Absolute
-times are this machine's; ratios travel better.
+busy machine slows all of it down alike; a ratio is that of two measurements of one round, and a storm's that of two medians. Where the clock is
+CPU time, it stands still while other processes have the processor. From one process to the next the same code differs by some hundredths, so a run
+and a server are measured in several; what is as near as that to its target may be on the other side of it in another run. Absolute times are
+this machine's; ratios travel better.
 
 Measured on {date} with {python}, {system}, {cores} cores: {versions}.
 
@@ -61,7 +62,8 @@ asyncio task of the same coroutine takes. A kept span is most of it.
 
 {scrapes}
 
-Each task has run since the last scrape, and has five outcomes, each a histogram. *Late* is how often the event loop's
+Each task has run since the last scrape, and has five outcomes, each a histogram. CPU time is the whole service's, from the request to the last byte; the
+encoder's is that of rendering alone. *Late* is how often the event loop's
 lag was above 5 ms, of all looks in the seconds with a scrape, and of as many without: what both have is the machine's. A drain
 starts when all runs in flight could end at once:
 
@@ -71,7 +73,7 @@ starts when all runs in flight could end at once:
 
 ## Servers
 
-uvicorn in a process of its own, five times, and eight connections on the loopback, each of which asks for the next thing when it has the last
+uvicorn in several processes, one after the other, and eight connections on the loopback, each of which asks for the next thing when it has the last
 one. The spans go to an exporter that drops them. *One span* is that of `opentelemetry-instrumentation-fastapi` without one for each message,
 as the template has it; it is in both, or in neither. It wraps each message all the same, FastAPI's own span doesn't; Outlive goes with either.
 

@@ -4,11 +4,10 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from statistics import median
-from time import thread_time
+from time import process_time, thread_time
 from typing import Any
 
 import uvicorn
@@ -44,7 +43,7 @@ class Scrape:
     tasks: int
     lines: int
     milliseconds: float
-    """Of CPU time; the median of all rounds."""
+    """Of the service's CPU time, from the request to the last byte; the median of all rounds."""
     first_milliseconds: float
     """Of the process's first scrape."""
     encoder: float
@@ -91,28 +90,20 @@ async def _work(_seconds: float) -> None:
 
 async def _measure(tasks: int, rounds: int) -> Scrape:
     service = Service(tasks)
-    encode, form = choose_encoder(ACCEPT)
-    renders: dict[str, Callable[[], bytes]] = {
-        "ours": lambda: b"".join(metrics.scrape(service.registry, encode, form)),
-        "encoder": lambda: encode(service.registry),
-    }
+    encode, _ = choose_encoder(ACCEPT)
+    encoder = []
     async with service.app.router.lifespan_context(service.app):
-        took: dict[str, list[float]] = {name: [] for name in renders}
-        text = b""
         for _ in range(rounds):
             await service.run_each()
-            for name, render in renders.items():
-                began = thread_time()
-                text = render()
-                took[name].append((thread_time() - began) * 1000)
-        first, *later = took["ours"]
-    looks, late, late_anyway = await _stalls(service, rounds)
-    lines = text.count(b"\n")
-    return Scrape(tasks, lines, median(later), first, median(took["encoder"]), looks, late, late_anyway)
+            began = thread_time()
+            text = encode(service.registry)
+            encoder.append((thread_time() - began) * 1000)
+    (first, *later), (looks, late, late_anyway) = await _served(service, rounds)
+    return Scrape(tasks, text.count(b"\n"), median(later), first, median(encoder), looks, late, late_anyway)
 
 
-async def _stalls(service: Service, rounds: int) -> tuple[int, int, int]:
-    metrics.LAG_INTERVAL = LOOK
+async def _served(service: Service, rounds: int) -> tuple[list[float], tuple[int, int, int]]:
+    """The CPU time of each scrape in milliseconds; and looks at the event loop, those late, and those late anyway."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(service.app, log_level="error"))
         serving = asyncio.create_task(server.serve([listening]))
@@ -126,8 +117,15 @@ async def _stalls(service: Service, rounds: int) -> tuple[int, int, int]:
         assert scraper.stdin is not None
         assert scraper.stdout is not None
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/metrics\n".encode()
-        scraper.stdin.write(address)
-        await scraper.stdout.readline()
+        took = []
+        for _ in range(rounds):
+            await service.run_each()
+            began_cpu = process_time()
+            scraper.stdin.write(address)
+            await scraper.stdout.readline()
+            took.append((process_time() - began_cpu) * 1000)
+        metrics.LAG_INTERVAL = LOOK
+        await asyncio.sleep(0.5)  # by then it looks as often as that
         found = {True: [0, 0], False: [0, 0]}
         for number in range(rounds * 2):
             scraping = number % 2 == 0
@@ -144,7 +142,7 @@ async def _stalls(service: Service, rounds: int) -> tuple[int, int, int]:
         server.should_exit = True
         with suppress(asyncio.CancelledError):
             await serving
-    return found[True][0], found[True][1], found[False][1]
+    return took, (found[True][0], found[True][1], found[False][1])
 
 
 def measure(tasks: tuple[int, ...], rounds: int) -> list[Scrape]:

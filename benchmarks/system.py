@@ -13,8 +13,8 @@ from benchmarks.servers import server
 
 CONNECTIONS = 8
 ROUNDS = 4
-"""With the same processes. From one to the next of the same app the CPU time of a request differs by a tenth, which no
-number of rounds would even out."""
+"""With the same processes. From one to the next of the same app the CPU time of a request differs by some hundredths, which
+no number of rounds would even out."""
 
 # Like with like: where one has a span of the server, the other has it too.
 COMPARED = (

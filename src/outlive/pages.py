@@ -2,14 +2,15 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from hmac import compare_digest
-from itertools import chain
 
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from anyio.to_thread import run_sync
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Router
@@ -23,8 +24,12 @@ SHORTEST_TOKEN = 16
 """Characters; with fewer, trying them all becomes thinkable."""
 CHALLENGES = ("Bearer", 'Basic realm="Outlive", charset="UTF-8"')
 """How the token may be sent, each in a header of its own: browsers read one challenge of a header."""
+SCRAPES = 2
+"""Threads that render metrics, of one event loop."""
 TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 """What a client can send as a bearer token (RFC 6750, section 2.1)."""
+
+_threads: RunVar[CapacityLimiter] = RunVar("outlive_scrapes")
 
 
 def check_token(token: str) -> None:
@@ -95,13 +100,32 @@ def metrics_page(registry: CollectorRegistry) -> ASGIApp:
 
     async def respond(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        # In a thread and in parts: thousands of series must not hold up the event loop, neither as work nor as one
-        # write. The first has the app's own collectors: what they raise must be an error and not half a page.
+        headers = {"content-type": content_type}
+        if request.method == "HEAD":
+            return StreamingResponse(iter(()), headers=headers)
+        # The first part has the app's own collectors: what they raise must be an error and not half a page.
         parts = scrape(registry, encode, content_type)
-        first = await run_in_threadpool(next, parts)
-        return StreamingResponse(chain((first,), parts), headers={"content-type": content_type})
+        first = await _next(parts)
+        return StreamingResponse(_from(first, parts), headers=headers)
 
     return readable(respond)
+
+
+async def _next(parts: Iterator[bytes]) -> bytes | None:
+    # In a thread and in parts: thousands of series must not hold up the event loop, neither as work nor as one write.
+    # Not in a thread of the application's: in the line for those a scrape would stand again and again.
+    try:
+        threads = _threads.get()
+    except LookupError:
+        threads = CapacityLimiter(SCRAPES)
+        _threads.set(threads)
+    return await run_sync(next, parts, None, limiter=threads)
+
+
+async def _from(part: bytes | None, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    while part is not None:
+        yield part
+        part = await _next(parts)
 
 
 def health_page() -> ASGIApp:

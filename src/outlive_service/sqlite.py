@@ -16,7 +16,7 @@ BUSY_TIMEOUT = 4.0
 """Seconds that SQLite waits for a lock of another process. Below the time-out of every task that saves."""
 
 
-async def sqlite_readers(url: URL, pool: int) -> AsyncEngine:
+def sqlite_readers(url: URL, pool: int) -> AsyncEngine:
     """An engine for those who read, which so many can do at once while one writes."""
     # Errors are logged, and what people write must not be.
     engine = create_async_engine(
@@ -28,11 +28,10 @@ async def sqlite_readers(url: URL, pool: int) -> AsyncEngine:
         hide_parameters=True,
     )
     _prepare(engine.sync_engine, "BEGIN")
-    await _turn_to_wal(engine)
     return engine
 
 
-async def _turn_to_wal(engine: AsyncEngine) -> None:
+async def turn_to_wal(engine: AsyncEngine) -> None:
     """Let readers and the writer work at once. The file remembers it."""
     deadline = asyncio.get_running_loop().time() + BUSY_TIMEOUT
     async with engine.connect() as connection:

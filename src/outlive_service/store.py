@@ -19,7 +19,7 @@ from outlive_service.records import (
     UsedLine,
     now,
 )
-from outlive_service.sqlite import SQLiteWriter, sqlite_readers
+from outlive_service.sqlite import SQLiteWriter, sqlite_readers, turn_to_wal
 from outlive_service.tables import AnswerRow, Base, ExportRow, LineRow, SessionRow, storable
 
 R = TypeVar("R")
@@ -83,7 +83,8 @@ class Store:
         """
         self._writing = asyncio.Semaphore(self._pool)
         if self._is_sqlite:
-            self._engine = await sqlite_readers(self._url, self._pool)
+            self._engine = sqlite_readers(self._url, self._pool)
+            await turn_to_wal(self._engine)
             self._sqlite_writer = SQLiteWriter(self._url)
         else:
             self._engine = self._postgresql()

@@ -112,7 +112,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         type=Path,
         default=None,
-        help="write the report of the reliability tests there, and make the storms as large as it tells",
+        help="write the report of the reliability tests there, and make storms and faults as large and long as it tells",
     )
 
 

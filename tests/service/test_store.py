@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from outlive_service.records import Answer, Bill, SavedAnswer, SavedSession, Transcript, UsedAnswer, UsedLine
 from outlive_service.store import Store, database_url
@@ -212,4 +212,11 @@ async def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
         for pragma, value in (("busy_timeout", 4000), ("foreign_keys", 1), ("synchronous", 1)):
             row = (await session.connection()).exec_driver_sql(f"PRAGMA {pragma}")
             assert (await row).scalar_one() == value, pragma
+    await store.close()
+
+
+async def test_a_store_that_could_not_be_opened_can_be_closed(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/no/such/folder.db")
+    with pytest.raises(OperationalError, match="unable to open database file"):
+        await store.create()
     await store.close()

@@ -1,11 +1,13 @@
 """Who may read Outlive's pages, and where."""
 
 import asyncio
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Metric
@@ -197,13 +199,97 @@ def test_a_collector_that_raises_is_an_error_and_not_half_a_page(registry: Colle
     assert (response.status_code, response.text) == (500, "Internal Server Error")
 
 
-def test_a_long_page_comes_in_parts(registry: CollectorRegistry) -> None:
+def long(registry: CollectorRegistry) -> FastAPI:
+    """An app whose metrics are a long page."""
     app = FastAPI()
     outlive = Outlive(registry=registry)
     outlive.install(app)
     for number in range(50):
         outlive.scope(f"flush {number}", timeout=1.0)
-    with TestClient(app) as client, client.stream("GET", "/metrics") as response:
+    return app
+
+
+def parts_of(wire: Any) -> list[bytes]:
+    return [message["body"] for message in wire.sent if message.get("body")]
+
+
+def test_a_long_page_comes_in_parts(run: Any, registry: CollectorRegistry, wire: Any) -> None:
+    async def main() -> None:
+        connection = wire(long(registry), "http", "/metrics")
+        await connection.handler
         # One write of it all would hold up the event loop, in a service with a thousand tasks for several milliseconds.
-        assert "content-length" not in response.headers
-        assert response.read().decode().count("\n") > 5_000
+        parts = parts_of(connection)
+        assert len(parts) > 5
+        assert max(map(len, parts)) < 200_000
+        assert len(connection.body.splitlines()) > 5_000
+
+    run(main())
+
+
+def test_a_scraper_that_leaves_in_the_middle_leaves_nothing(
+    run: Any, registry: CollectorRegistry, wire: Any
+) -> None:
+    app = long(registry)
+
+    async def main() -> None:
+        left = wire(app, "http", "/metrics")
+
+        async def leave() -> None:
+            left.put({"type": "http.disconnect"})
+            await asyncio.sleep(1)
+
+        left.while_sending = leave
+        await left.handler
+        stays = wire(app, "http", "/metrics")
+        await stays.handler
+        assert len(parts_of(left)) < len(parts_of(stays))
+
+    run(main())
+
+
+def test_a_look_at_the_head_renders_nothing(run: Any, registry: CollectorRegistry, wire: Any) -> None:
+    registry.register(Broken())
+
+    async def main() -> None:
+        connection = wire(long(registry), "http", "/metrics", method="HEAD")
+        await connection.handler
+        assert (connection.status, connection.body) == (200, b"")
+
+    run(main())
+
+
+def test_a_scrape_does_not_wait_for_the_threads_of_the_app(registry: CollectorRegistry, wire: Any) -> None:
+    app = long(registry)
+
+    async def main() -> None:
+        all_of_them = current_default_thread_limiter()
+        everybody = [object() for _ in range(int(all_of_them.total_tokens))]
+        for one in everybody:
+            all_of_them.acquire_on_behalf_of_nowait(one)
+        connection = wire(app, "http", "/metrics")
+        async with asyncio.timeout(10):
+            await connection.handler
+        assert connection.status == 200
+
+    # On a real clock: the virtual one runs out while a thread works.
+    asyncio.run(main())
+
+
+def test_no_accept_header_makes_a_page_to_keep(registry: CollectorRegistry) -> None:
+    with TestClient(long(registry)) as client:
+        tracemalloc.start()
+        try:
+            for version in range(3):
+                client.get(
+                    "/metrics", headers={"accept": f"application/openmetrics-text; version=1.0.{version}"}
+                )
+            before, _ = tracemalloc.get_traced_memory()
+            for version in range(3, 23):
+                client.get(
+                    "/metrics", headers={"accept": f"application/openmetrics-text; version=1.0.{version}"}
+                )
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    # A page has 600 kB.
+    assert after - before < 600_000

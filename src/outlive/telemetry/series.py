@@ -44,7 +44,7 @@ class Number:
 
     Attributes:
         mark: differs from what it was, if anything has changed.
-        told: the mark and the text of the last scrape, by format.
+        told: the mark and the text of the last scrape, by layout.
     """
 
     __slots__ = ("_lock", "mark", "told")
@@ -154,28 +154,28 @@ class Family:
                 metric.add_metric(key, buckets, numbers[-1])
         return metric
 
-    def render(self, encode: Encode, form: str) -> Iterator[str]:
+    def render(self, encode: Encode, layout: str) -> Iterator[str]:
         """The text of the series, one after the other."""
-        template = self._templates.get(form)
+        template = self._templates.get(layout)
         if template is None:
-            template = self._templates[form] = self._template(encode)
+            template = self._templates[layout] = self._template(encode)
         header, one = template
         yield header
         # Not `items()`: thousands of tuples at once bring on the garbage collector's longest pauses.
         for key in list(self._series):
             series = self._series[key]
-            told = series.told.get(form)
+            told = series.told.get(layout)
             if told is None or told[0] != series.mark:
                 mark, numbers, exemplars = series.numbers()
                 text = one
                 for stand_in, value in zip(self._stand_ins, key, strict=True):
                     text = text.replace(stand_in, _escaped(value))
                 texts = list(map(_text, numbers))
-                if exemplars and form.startswith(OPENMETRICS):
+                if exemplars and layout.startswith(OPENMETRICS):
                     for place, exemplar in exemplars.items():
                         texts[place] += _exemplar(exemplar)
                 # Most series of a scrape are as they were in the last one: to keep their text makes it 3 times as fast.
-                told = series.told[form] = (mark, text % tuple(texts))
+                told = series.told[layout] = (mark, text % tuple(texts))
             yield told[1]
 
     def _template(self, encode: Encode) -> tuple[str, str]:
@@ -239,11 +239,20 @@ class Series(Collector):
         with self.apart():
             others = encode(registry)
         yield others.removesuffix(END)
-        texts = (text for family in self._families for text in family.render(encode, form))
+        layout = _layout(form)
+        texts = (text for family in self._families for text in family.render(encode, layout))
         while part := "".join(islice(texts, PART)):
             yield part.encode()
         if form.startswith(OPENMETRICS):
             yield END
+
+
+def _layout(form: str) -> str:
+    """All of a content type that these series' text depends on.
+
+    Clients choose the version in it, in as many ways as they like, and the texts of each layout are kept.
+    """
+    return f"{form.partition(';')[0]} {form.rpartition('escaping=')[2]}"
 
 
 class _One:
