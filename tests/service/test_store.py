@@ -4,7 +4,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outlive_service.records import Answer, Bill, SavedAnswer, SavedSession, Transcript, UsedAnswer, UsedLine
 from outlive_service.store import Store, database_url
@@ -215,8 +216,15 @@ async def test_sqlite_is_set_up_for_many_processes(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_store_that_could_not_be_opened_can_be_closed(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path}/no/such/folder.db")
-    with pytest.raises(OperationalError, match="unable to open database file"):
+async def test_a_store_that_could_not_be_opened_can_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def turn_to_wal(_engine: AsyncEngine) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    # Not by a file that can't be opened: the driver's thread can outlive the event loop of such a test.
+    monkeypatch.setattr("outlive_service.store.turn_to_wal", turn_to_wal)
+    store = Store(f"sqlite:///{tmp_path}/outlive.db")
+    with pytest.raises(sqlite3.OperationalError, match="unable to open database file"):
         await store.create()
     await store.close()
