@@ -17,9 +17,8 @@ from typing import Any
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.contender import Telemetry, Ways, Work
-from benchmarks.processes import answer, ask, loop_factory
+from benchmarks.processes import LOOPS, answer, ask, loop_factory
 
-LOOPS = ("asyncio", "uvloop")
 BATCH = 100
 """Runs in a row of one contender."""
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.plot import cost_against_load
+from benchmarks.processes import LOOPS
 from benchmarks.ratios import FLOOR, SPANS, Ratio, ratios
 from benchmarks.results import Results, read
 
 DOCS = Path(__file__).parents[1] / "docs"
-LOOPS = ("asyncio", "uvloop")
 
 HEAD = """\
 # What it costs

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from typing import Any
 
+LOOPS = ("asyncio", "uvloop")
+
 
 def command(module: str, *arguments: object) -> list[str]:
     """The command that runs a module of the benchmarks."""

@@ -15,7 +15,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from outlive import connections
-from outlive.asgi import Channel, ConnectionMiddleware
+from outlive.asgi import ConnectionMiddleware
+from outlive.channel import Channel
 from outlive.connections import Connection
 from outlive.errors import DeclarationError, InstallError
 from outlive.live import LivePage

@@ -227,7 +227,7 @@ def test_a_long_page_comes_in_parts(run: Any, registry: CollectorRegistry, wire:
     run(main())
 
 
-def test_a_scraper_that_leaves_in_the_middle_leaves_nothing(
+def test_a_scraper_that_leaves_in_the_middle_is_sent_no_more(
     run: Any, registry: CollectorRegistry, wire: Any
 ) -> None:
     app = long(registry)

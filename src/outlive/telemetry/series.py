@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms of one process: updated at half the cost, and rendered at a thirtieth.
+"""Counters, gauges and histograms of one process: updated at half the cost, and scraped at a fifteenth.
 
 prometheus-client's own take a lock for each number that they hold, look for a histogram's bucket one by one, check
 each exemplar, and make an object of each line of a scrape. These do what Outlive needs: the names of labels are known,
